@@ -1,0 +1,1 @@
+"""Sluicegate: the gateway between applications and their language models."""

@@ -1,0 +1,137 @@
+"""`POST /v1/fanout`: many calls in one request."""
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from app.errors import InvalidRequestError
+from app.http.context import CallerDep, Gateway, gateway, record
+from app.http.incoming import StreamedBody, read_body, unless_hung_up, until_gone
+from app.http.live import EVENT_STREAM, LiveResponse
+from app.http.openapi import FANOUT_EXAMPLE, json_body
+from app.services.fanout import Fanout
+from app.services.keys import Caller
+from app.wire.fanout import Item, ItemReader, Options, Result, read_document, read_options
+from app.wire.jsonl import LineReader
+from app.wire.sse import event
+
+NDJSON = "application/x-ndjson"
+_LINES = (NDJSON, "application/jsonl")
+_STREAM = "text/event-stream"
+
+
+def router() -> APIRouter:
+    routes = APIRouter(tags=["fan-out"])
+    routes.add_api_route(
+        "/fanout",
+        fan_out,
+        methods=["POST"],
+        response_model=None,
+        summary="Many calls, side by side",
+        openapi_extra=json_body(FANOUT_EXAMPLE),
+    )
+    return routes
+
+
+async def fan_out(request: Request, caller: CallerDep) -> Response:
+    """Runs every item; the answer's form follows `Accept`: one JSON document, NDJSON lines, or server-sent events."""
+    settings = gateway(request).settings
+    accept = request.headers.get("accept", "")
+    streams = _STREAM in accept
+    if request.headers.get("content-type", "").startswith(_LINES):
+        options = read_options(request.query_params)
+        body = StreamedBody(request.receive)
+        items, gone = _lines(body, options, settings.max_line_bytes, streams=streams), body.gone
+    else:
+        text = await read_body(request, settings.max_body_bytes, settings.body_timeout)
+        options, listed = read_document(text, streams=streams)
+        items, gone = _listed(listed), partial(until_gone, request.receive)
+    start = partial(_start, gateway(request), caller, items)
+    if streams:
+        return _live(request, _Written(start(options), _as_event), EVENT_STREAM, gone)
+    if any(kind in accept for kind in _LINES):
+        return _live(request, _Written(start(options), _as_line), NDJSON, gone)
+    # a whole document can wait for its order: no item is held up by a slow one before it
+    document = _document(start(replace(options, order="completed")), options, settings.max_reply_bytes)
+    return Response(await unless_hung_up(gone(), document), media_type="application/json")
+
+
+def _start(running: Gateway, caller: Caller, items: AsyncIterator[Item], options: Options) -> Fanout:
+    most = sum(upstream.admission.limit for upstream in running.stack.upstreams.values())
+    return Fanout(running.splitter.call, items, options, caller, most)
+
+
+async def _listed(items: list[Item]) -> AsyncIterator[Item]:
+    for item in items:
+        yield item
+
+
+async def _lines(body: StreamedBody, options: Options, longest: int, *, streams: bool) -> AsyncIterator[Item]:
+    lines, items = LineReader(longest), ItemReader(options, streams=streams)
+    async for piece in body:
+        for line in lines.feed(piece):
+            yield items.line(line)
+    for line in lines.close():
+        yield items.line(line)
+
+
+async def _document(run: Fanout, options: Options, most: int) -> bytes:
+    """Returns: The whole reply as JSON.
+
+    Raises: InvalidRequestError: It would be larger than `most` bytes.
+    """
+    found: list[tuple[int, int, bytes]] = []
+    size = 0
+    try:
+        async for result in run:
+            if isinstance(result, Result):
+                line = result.line()
+                size += len(line)
+                if size > most:
+                    raise InvalidRequestError(f"the results exceed {most} bytes: ask for {NDJSON}", param="accept")
+                model = options.models.index(result.model) if options.models and result.model else 0
+                found.append((result.item.index, model, line))
+    finally:
+        await run.aclose()
+    if options.order == "input":
+        found.sort(key=lambda entry: entry[:2])
+    fields = run.summary.fields(run.wall_ms)
+    return msgspec.json.encode({"object": "fanout", **fields, "results": [msgspec.Raw(line) for *_, line in found]})
+
+
+class _Written:
+    """A run as bytes: what its events look like is up to `write`."""
+
+    def __init__(self, run: Fanout, write: Callable[[str, bytes], bytes]) -> None:
+        self._run = run
+        self._write = write
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        run = self._run
+        async for one in run:
+            yield self._write("result", one.line()) if isinstance(one, Result) else self._write("chunk", one.data)
+        summary = {"object": "fanout.summary", **run.summary.fields(run.wall_ms)}
+        yield self._write("summary", msgspec.json.encode(summary))
+
+    async def aclose(self, failure: BaseException | None = None) -> None:
+        await self._run.aclose(failure)
+
+
+def _as_event(name: str, data: bytes) -> bytes:
+    return event(data, name)
+
+
+def _as_line(_name: str, data: bytes) -> bytes:
+    return data + b"\n"
+
+
+def _live(
+    request: Request, source: _Written, media_type: str, gone: Callable[[], Coroutine[Any, Any, None]]
+) -> LiveResponse:
+    settings = gateway(request).settings
+    return LiveResponse(source, settings=settings, record=record(request), media_type=media_type, gone=gone)

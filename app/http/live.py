@@ -1,0 +1,144 @@
+"""Replies that go out while they come in.
+
+`EventSourceResponse` of sse-starlette carries them. It is extended in this one place, where it stands in the way of a
+promise of ours:
+  * its ping goes out even while data flows: here only after silence;
+  * its `send_timeout` makes a cancel scope for every chunk: here one watch per stream, with the same effect;
+  * at shutdown it cuts the stream: here the stream goes on for `drain_timeout` and then ends in an error event;
+  * it consumes `receive` while a request's body may still be coming in: here the reader of the body can take its place;
+  * it leaves the giving back of what feeds it to a generator's `finally`, which may never run: here it is `aclose`d.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import anyio
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from app.errors import ClientHungUpError, DrainingError, GatewayError
+from app.http.context import CallRecord
+from app.settings import GatewaySettings
+from app.wire.sse import PING, event
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
+
+class ReplyCutError(Exception):
+    """The reply stays unfinished on purpose: the connection's end tells the client that it is not whole."""
+
+
+class Source(Protocol):
+    """What feeds a live reply: pieces of bytes, and resources to give back."""
+
+    def __aiter__(self) -> Any: ...
+
+    async def aclose(self, failure: BaseException | None = None) -> None: ...
+
+
+class LiveResponse(EventSourceResponse):
+    """Args:
+    source: Yields what is to be sent, each piece at once.
+    record: For the access log: a hang-up is a 499.
+    gone: Awaits the client's hang-up, where something else reads `receive`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        settings: GatewaySettings,
+        record: CallRecord,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        media_type: str = EVENT_STREAM,
+        gone: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        super().__init__(
+            source,  # type: ignore[arg-type]
+            status,
+            headers,
+            media_type,
+            ping=settings.ping_interval,
+            sep="\n",
+            send_timeout=settings.send_timeout,
+        )
+        self._source = source
+        self._record = record
+        self._gone = gone
+        self._is_events = media_type.startswith("text/event-stream")
+        self._drain_timeout = settings.drain_timeout
+        self._watch_step = min(settings.ping_interval, settings.send_timeout)
+        self._stop = anyio.CancelScope()
+        self._last_sent = time.monotonic()
+        self._sending_since: float | None = None
+        # until the last byte is out, whatever ends the response is the client's going
+        self._failure: BaseException | None = ClientHungUpError("the client hung up")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+            if isinstance(self._failure, ClientHungUpError):
+                self._record.status = self._failure.status
+        except GatewayError as error:  # in the middle of a body that has no way to say so
+            self._failure = error
+            self._record.error = error.code or error.type
+            raise ReplyCutError from error
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            await self._source.aclose(self._failure)
+
+    async def _stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        with self._stop:
+            async for piece in self.body_iterator:
+                await self._send(send, piece)
+        self._failure = None
+        if self._stop.cancelled_caught:
+            draining = DrainingError("the server is shutting down")
+            if not self._is_events:
+                raise draining
+            self._failure = draining
+            await self._send(send, event(draining.envelope()))
+        self.active = False
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, piece: bytes) -> None:
+        self._sending_since = time.monotonic()
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        self._sending_since = None
+        self._last_sent = time.monotonic()
+
+    async def _ping(self, send: Send) -> None:
+        """The watch: drops a reader that does not read, and breaks silence with a comment."""
+        while self.active:
+            now = time.monotonic()
+            if self._sending_since is not None:
+                due = self._sending_since + (self.send_timeout or 0)
+                if now >= due:
+                    raise SendTimeoutError
+            else:
+                due = min(self._last_sent + self.ping_interval, now + self._watch_step)
+                if now >= self._last_sent + self.ping_interval:
+                    if self._is_events:
+                        await self._send_with_timeout(
+                            send, {"type": "http.response.body", "body": PING, "more_body": True}
+                        )
+                    self._last_sent = now
+            await asyncio.sleep(max(due - now, 0.001))
+
+    async def _listen_for_disconnect(self, receive: Receive) -> None:
+        if self._gone is None:
+            await super()._listen_for_disconnect(receive)
+        else:
+            await self._gone()
+
+    async def _listen_for_exit_signal_with_grace(self) -> None:
+        await self._listen_for_exit_signal()
+        await asyncio.sleep(self._drain_timeout)
+        self._stop.cancel()
+        await anyio.sleep_forever()  # the stream ends itself now, with its error event

@@ -1,0 +1,137 @@
+"""OpenAI's paths: bytes in, bytes out."""
+
+import re
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.errors import ModelNotFoundError, NotFoundError
+from app.http.context import CallerDep, gateway, record
+from app.http.incoming import HangUpWatch, check_priority, read_body, timeout_of, unless_hung_up, until_gone
+from app.http.live import LiveResponse
+from app.http.openapi import describe
+from app.services.keys import Caller
+from app.services.relay import StreamRelay
+from app.upstream.types import Call, Reply
+from app.wire.endpoints import ENDPOINTS, Endpoint
+from app.wire.request import peek
+
+_FORWARDED = ("openai-beta", "traceparent", "tracestate")
+_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,255}")
+
+
+def router() -> APIRouter:
+    """Returns: A route per row of the endpoint table, and the model list."""
+    routes = APIRouter()
+    for endpoint in ENDPOINTS:
+        routes.add_api_route(
+            endpoint.path, _handler(endpoint), methods=[endpoint.method], response_model=None, **describe(endpoint)
+        )
+    routes.add_api_route("/models", list_models, response_model=None, tags=["models"], summary="All models")
+    routes.add_api_route(
+        "/models/{name:path}", get_model, response_model=None, tags=["models"], summary="One model"
+    )
+    return routes
+
+
+def _handler(endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
+    async def relay(request: Request, caller: CallerDep) -> Response:
+        call = await _read_call(endpoint, request, caller)
+        if call.stream:
+            return await _stream(request, call)
+        reply = await unless_hung_up(until_gone(request.receive), gateway(request).splitter.call(call))
+        return _response(request, reply)
+
+    return relay
+
+
+async def _read_call(endpoint: Endpoint, request: Request, caller: Caller) -> Call:
+    settings = gateway(request).settings
+    body = await read_body(request, settings.max_body_bytes, settings.body_timeout)
+    headers = request.headers
+    content_type = headers.get("content-type", "application/json")
+    wanted = peek(endpoint, body, content_type)
+    seen = record(request)
+    seen.model = wanted.model or ""
+    caller.check(wanted.model)
+    check_priority(request)
+    return Call(
+        endpoint,
+        _path(endpoint, request),
+        body if endpoint.body != "none" else b"",
+        content_type if endpoint.body == "multipart" else "application/json",
+        wanted.model,
+        wanted.stream or (endpoint.method == "GET" and request.query_params.get("stream") == "true"),
+        {name: headers[name] for name in _FORWARDED if name in headers},
+        timeout_of(request),
+        trace=seen.trace,
+    )
+
+
+def _path(endpoint: Endpoint, request: Request) -> str:
+    if "{id}" not in endpoint.path:
+        return endpoint.path
+    given = request.path_params["id"]
+    if not _ID.fullmatch(given):
+        raise NotFoundError(f"{given!r} is not an id")
+    query = request.url.query
+    return endpoint.path.replace("{id}", quote(given)) + (f"?{query}" if query else "")
+
+
+async def _stream(request: Request, call: Call) -> Response:
+    settings = gateway(request).settings
+    seen = record(request)
+
+    def note(error: Exception) -> None:
+        seen.error = getattr(error, "code", None) or "error"
+
+    relay = StreamRelay(gateway(request).stack, call, note)
+    try:
+        async with HangUpWatch(until_gone(request.receive)) as watch:
+            await watch.wait(relay.task, settings.ping_interval)
+        reply = relay.reply()
+        if reply is not None and reply.events is None:
+            return _response(request, reply)
+    except BaseException as error:
+        await relay.aclose(error)
+        raise
+    headers = {**(reply.headers if reply else {}), **seen.headers()}
+    return LiveResponse(relay, settings=settings, record=seen, headers=headers)
+
+
+def _response(request: Request, reply: Reply) -> Response:
+    seen = record(request)
+    headers = {**reply.headers, **seen.headers()}
+    if reply.stream is not None:
+        return LiveResponse(
+            reply.stream,
+            settings=gateway(request).settings,
+            record=seen,
+            status=reply.status,
+            headers=headers,
+            media_type=reply.content_type or "application/octet-stream",
+        )
+    return Response(reply.body, reply.status, headers)
+
+
+async def list_models(request: Request, caller: CallerDep) -> Response:
+    """Aliases and the upstreams' models; what an upstream lists is looked up in the background."""
+    models = gateway(request).catalog.models(caller.models)
+    return _json({"object": "list", "data": list(models.values())})
+
+
+async def get_model(name: str, request: Request, caller: CallerDep) -> Response:
+    """One model of the list."""
+    models = gateway(request).catalog.models(caller.models)
+    if name not in models:
+        raise ModelNotFoundError(f"the model {name!r} does not exist or is not yours to use", param="model")
+    return _json(models[name])
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+

@@ -1,0 +1,53 @@
+"""For those who run it: is it alive, can it serve, how is it doing."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
+
+from app.http.context import CallerDep, Gateway, gateway
+
+_SIMULATED = "no upstream is configured: the built-in simulator answers"
+
+
+def router() -> APIRouter:
+    routes = APIRouter(tags=["operations"])
+    routes.add_api_route("/livez", livez, summary="The process lives")
+    routes.add_api_route("/readyz", readyz, summary="The service can take calls", response_model=None)
+    routes.add_api_route("/status", status, summary="Figures per upstream", response_model=None)
+    routes.add_api_route("/", front_page, include_in_schema=False, response_model=None)
+    return routes
+
+
+async def livez() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+async def readyz(request: Request) -> JSONResponse:
+    return JSONResponse({"status": "ready", **_notice(gateway(request))})
+
+
+async def front_page(request: Request) -> JSONResponse:
+    """What a browser sees until the console is there."""
+    links = {"docs": "/docs", "status": "/status", "ready": "/readyz", "base_url": "/v1"}
+    return JSONResponse({"service": "sluicegate", **_notice(gateway(request)), **links})
+
+
+async def status(request: Request, _: CallerDep) -> JSONResponse:
+    """In flight, waiting, totals, success rate and latency percentiles of each upstream, for this process."""
+    running = gateway(request)
+    upstreams = {
+        name: {
+            "kind": upstream.settings.kind,
+            "in_flight": upstream.admission.in_flight,
+            "peak_in_flight": upstream.admission.peak,
+            "max_in_flight": upstream.admission.limit,
+            "queued": upstream.admission.waiting,
+            **upstream.figures.snapshot(),
+        }
+        for name, upstream in running.stack.upstreams.items()
+    }
+    return JSONResponse({"uptime_seconds": running.uptime.seconds(), **_notice(running), "upstreams": upstreams})
+
+
+def _notice(running: Gateway) -> dict[str, object]:
+    simulated = all(upstream.kind == "simulator" for upstream in running.settings.upstreams.values())
+    return {"simulator": simulated, **({"notice": _SIMULATED} if simulated else {})}

@@ -1,0 +1,120 @@
+"""The only place that wires things together."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from app import config
+from app.http import fanout_routes, handlers, openai_routes, openapi, ops_routes
+from app.http.context import Gateway
+from app.http.middleware import Edge
+from app.policies.retry import RetryPolicy
+from app.policies.routing import Router
+from app.services.embeddings import Splitter
+from app.services.keys import Keyring
+from app.settings import GatewaySettings
+from app.simulator import server as simulator
+from app.telemetry import Uptime, configure_logging
+from app.upstream.attempt import Upstream
+from app.upstream.call import CallStack
+from app.upstream.catalog import Catalog
+from app.upstream.client import UpstreamClient
+
+log = logging.getLogger("sluicegate")
+_EXPOSED = [
+    "x-request-id",
+    "x-sluicegate-upstream",
+    "x-sluicegate-attempts",
+    "x-sluicegate-queue-ms",
+    "x-should-retry",
+    "retry-after",
+    "retry-after-ms",
+    "openai-model",
+    "openai-organization",
+    "openai-processing-ms",
+    "openai-version",
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+]
+
+
+def create_app(settings: GatewaySettings | None = None) -> FastAPI:
+    """Args: settings: Default: read from the environment and files, as a worker process does."""
+    chosen = settings or config.load()
+    configure_logging(chosen.log_level, access=chosen.access_log)
+    app = FastAPI(
+        title="Sluicegate",
+        version="0.1.0",
+        description="The gateway between your applications and their language models.",
+        lifespan=_lifespan(chosen),
+        redirect_slashes=False,
+    )
+    handlers.install(app)
+    openapi.install(app)
+    app.include_router(openai_routes.router(), prefix="/v1")
+    app.include_router(fanout_routes.router(), prefix="/v1")
+    app.include_router(ops_routes.router())
+    app.include_router(openai_routes.router(), include_in_schema=False)
+    app.include_router(fanout_routes.router(), include_in_schema=False)
+    if chosen.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(chosen.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+            allow_credentials=False,  # keys travel in a header, never in a cookie
+        )
+    app.add_middleware(Edge)
+    return app
+
+
+def _lifespan(settings: GatewaySettings) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[dict[str, Gateway]]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Gateway]]:
+        async with contextlib.AsyncExitStack() as cleanup:
+            stack = CallStack(
+                await _upstreams(settings, cleanup),
+                Router.from_settings(settings),
+                RetryPolicy(settings.max_attempts),
+            )
+            cleanup.push_async_callback(stack.aclose)
+            catalog = Catalog(stack, settings.models_ttl)
+            await _keep_fresh(catalog, cleanup)
+            yield {
+                "gateway": Gateway(
+                    settings=settings,
+                    stack=stack,
+                    splitter=Splitter(stack, settings.max_embedding_inputs),
+                    catalog=catalog,
+                    keyring=Keyring(settings.keys),
+                    uptime=Uptime(),
+                )
+            }
+
+    return lifespan
+
+
+async def _upstreams(settings: GatewaySettings, cleanup: contextlib.AsyncExitStack) -> dict[str, Upstream]:
+    upstreams = {}
+    for name, chosen in settings.upstreams.items():
+        base_url = None
+        if chosen.kind == "simulator":
+            base_url = await cleanup.enter_async_context(simulator.running(settings.simulator))
+            log.warning("upstream %s is the built-in simulator: answers are made up", name)
+        client = UpstreamClient(name, chosen, base_url)
+        upstreams[name] = Upstream(name, chosen, client, settings.max_reply_bytes)
+    return upstreams
+
+
+async def _keep_fresh(catalog: Catalog, cleanup: contextlib.AsyncExitStack) -> None:
+    task = asyncio.create_task(catalog.keep_fresh(), name="model lists")
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.wait({task})
+
+    cleanup.push_async_callback(stop)

@@ -1,0 +1,64 @@
+"""Who may call: static keys, compared by SHA-256 in constant time."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from app.errors import AuthenticationError, PermissionDeniedError
+from app.settings import KeySettings
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Attributes:
+    name: The key's name in the settings.
+    models: The public model names it may ask for; None: all.
+    """
+
+    name: str
+    models: frozenset[str] | None = None
+
+    def check(self, model: str | None) -> None:
+        """Raises: PermissionDeniedError: The key may not use this model."""
+        if self.models is not None and model is not None and model not in self.models:
+            raise PermissionDeniedError(f"this key may not use the model {model!r}", param="model")
+
+
+ANYONE = Caller("open")
+
+
+class Keyring:
+    """Args: keys: By name; none: everybody may call (the server then listens on loopback only)."""
+
+    def __init__(self, keys: Mapping[str, KeySettings]) -> None:
+        self._callers = [
+            (_digest_of(key), Caller(name, None if key.models is None else frozenset(key.models)))
+            for name, key in keys.items()
+        ]
+
+    def identify(self, authorization: str | None) -> Caller:
+        """Args: authorization: The request header `Authorization`.
+
+        Raises: AuthenticationError: No key, or an unknown one.
+        """
+        if not self._callers:
+            return ANYONE
+        scheme, _, secret = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not secret:
+            raise AuthenticationError("send your key as `Authorization: Bearer KEY`")
+        digest = hashlib.sha256(secret.strip().encode()).digest()
+        found = None
+        for known, caller in self._callers:  # all of them, always: the time taken tells nothing
+            if hmac.compare_digest(known, digest):
+                found = caller
+        if found is None:
+            raise AuthenticationError("this key is not known here")
+        return found
+
+
+def _digest_of(key: KeySettings) -> bytes:
+    if key.key_sha256 is not None:
+        return bytes.fromhex(key.key_sha256)
+    assert key.key is not None  # noqa: S101 - settings.py lets no key pass that has neither
+    return hashlib.sha256(key.key.get_secret_value().encode()).digest()

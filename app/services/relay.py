@@ -1,0 +1,69 @@
+"""One streamed call: from the first-chunk gate to `[DONE]` or to the one error event that stands in its place."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from app.errors import GatewayError, UpstreamMalformedError, envelope
+from app.upstream.call import CallStack
+from app.upstream.types import Call, Reply
+from app.wire.sse import PING, event
+
+
+class StreamRelay:
+    """Owns the call's task and its reply until `aclose`.
+
+    Args:
+        on_error: Told of the error that the client is told in an event.
+    """
+
+    def __init__(self, stack: CallStack, call: Call, on_error: Callable[[GatewayError], None]) -> None:
+        self._on_error = on_error
+        self.task = asyncio.create_task(stack.call(call), name=f"stream {call.path}")
+        self._late = False
+
+    def reply(self) -> Reply | None:
+        """The gate: what the upstream answered, or None if it has not yet: headers must go out now.
+
+        Raises:
+            GatewayError: There was no usable reply.
+        """
+        if self.task.done():
+            return self.task.result()
+        self._late = True
+        return None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._late:
+            yield PING
+        try:
+            reply = await self.task
+            if reply.events is None:
+                yield event(_one_line(reply.body))
+                return
+            async for events in reply.events:
+                yield events
+        except GatewayError as error:
+            self._on_error(error)
+            yield event(error.envelope())
+
+    async def aclose(self, failure: BaseException | None = None) -> None:
+        """Cancels what still runs and gives everything back. May be called twice."""
+        if not self.task.done():
+            self.task.cancel()
+            await asyncio.wait({self.task})
+        if not self.task.cancelled() and self.task.exception() is None:
+            await self.task.result().aclose(failure)
+
+
+def _one_line(body: bytes) -> bytes:
+    """An error reply as one event's data, for clients to which a 200 has already gone out."""
+    try:
+        parsed = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        if "error" in parsed:
+            return msgspec.json.encode(msgspec.json.decode(body))
+    except msgspec.MsgspecError:
+        pass
+    kind = UpstreamMalformedError
+    return envelope("the upstream answered with something other than a stream", kind.type, None, kind.code)

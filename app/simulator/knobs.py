@@ -1,0 +1,64 @@
+"""How a simulated reply behaves: by settings, and by knobs in the model's name, so that they pass any gateway.
+
+`any-name-latency=0.5-tokens=20-gap=0.05` and so on; see `KNOBS`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from app.settings import SimulatorSettings
+
+KNOBS: Mapping[str, str] = {
+    "latency": "seconds before the reply (also: delay)",
+    "tokens": "tokens in the answer",
+    "gap": "seconds between two tokens",
+    "first": "seconds before the first token, the headers being out already",
+    "status": "answers with this error status",
+    "after": "its Retry-After, seconds",
+    "quota": "1: its code is insufficient_quota",
+    "fail": "share of calls that answer 500, 0 to 1",
+    "cut": "breaks the connection after so many tokens",
+    "stall": "falls silent after so many tokens",
+    "garbage": "sends a malformed chunk after so many tokens",
+    "html": "1: answers 200 with an HTML page",
+    "rpm": "requests a minute; above it 429",
+}
+_KNOB = re.compile(r"-(" + "|".join([*KNOBS, "delay"]) + r")=(\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """One call's knobs, read; None: not asked for."""
+
+    latency: float
+    tokens: int
+    gap: float
+    first: float
+    fail: float
+    rpm: int | None = None
+    status: int | None = None
+    after: float | None = None
+    quota: bool = False
+    cut: int | None = None
+    stall: int | None = None
+    garbage: int | None = None
+    html: bool = False
+
+
+def behaviour(settings: SimulatorSettings, model: str, max_tokens: int | None = None) -> Behaviour:
+    """Args:
+    model: The model's name; its knobs win over the settings.
+    max_tokens: The request's own bound.
+    """
+    base = Behaviour(
+        settings.latency, settings.tokens, settings.gap, settings.first, settings.fail, settings.requests_per_minute
+    )
+    wholes = {field.name for field in fields(Behaviour) if "int" in str(field.type)}
+    flags = {"quota", "html"}
+    changes: dict[str, object] = {}
+    for name, text in _KNOB.findall(model):
+        key = "latency" if name == "delay" else name
+        changes[key] = float(text) > 0 if key in flags else int(float(text)) if key in wholes else float(text)
+    found = replace(base, **changes)  # type: ignore[arg-type]
+    return replace(found, tokens=min(found.tokens, max_tokens)) if max_tokens else found

@@ -1,0 +1,163 @@
+"""A reply's body under the call's clocks. It owns the call's slot and connection and gives both back exactly once."""
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from app.errors import (
+    DeadlineError,
+    FirstTokenTimeoutError,
+    GatewayError,
+    IdleTimeoutError,
+    UpstreamCutError,
+    UpstreamMalformedError,
+)
+from app.upstream.transport import RawReply
+from app.wire.encoding import Inflater
+from app.wire.sse import EventReader, MalformedEventError
+
+
+class Body:
+    """Args:
+    raw: The reply.
+    deadline: On the event loop's clock; for the whole call.
+    idle_timeout: Seconds between two pieces.
+    on_end: Called once when the body is given back, with the error that ended it or None.
+    """
+
+    def __init__(
+        self, raw: RawReply, *, deadline: float, idle_timeout: float, on_end: Callable[[BaseException | None], None]
+    ) -> None:
+        self._raw = raw
+        self._deadline = deadline
+        self._idle_timeout = idle_timeout
+        self._on_end = on_end
+        self._open = True
+        self._failure: BaseException | None = None
+        self._time = asyncio.get_running_loop().time
+        coding = raw.headers.get("content-encoding", "identity").lower()
+        if coding not in {"identity", "gzip", "deflate", ""}:
+            raise UpstreamMalformedError(f"the upstream used the content coding {coding!r}, which nobody asked for")
+        self._inflater = Inflater() if coding in {"gzip", "deflate"} else None
+        self._pieces: Iterator[bytes] = iter(())
+
+    async def piece(self, patience: float, late: type[DeadlineError]) -> bytes:
+        """Waits for the next bytes; b"" at the end.
+
+        Args:
+            patience: Seconds to wait, if the deadline allows.
+            late: What to raise after that.
+        """
+        try:
+            if self._inflater is None:
+                return await self._wire_bytes(patience, late)
+            return await self._inflated(self._inflater, patience, late)
+        except GatewayError as error:
+            self._failure = error
+            raise
+
+    async def _inflated(self, inflater: Inflater, patience: float, late: type[DeadlineError]) -> bytes:
+        try:
+            while not (data := next(self._pieces, b"")):
+                wire = await self._wire_bytes(patience, late)
+                if not wire:
+                    return b""
+                self._pieces = inflater.feed(wire)
+        except zlib.error:
+            raise UpstreamMalformedError("the upstream's reply is not the gzip that it says it is") from None
+        return data
+
+    async def _wire_bytes(self, patience: float, late: type[DeadlineError]) -> bytes:
+        data = self._raw.read_now()
+        if data is not None:
+            return data
+        when = self._time() + patience
+        if when >= self._deadline:
+            when, late = self._deadline, DeadlineError
+        try:
+            async with asyncio.timeout_at(when):
+                return await self._raw.read()
+        except TimeoutError:
+            raise late(_SENTENCES[late]) from None
+
+    async def whole(self, limit: int) -> bytes:
+        """Reads everything.
+
+        Raises:
+            UpstreamMalformedError: More than `limit` bytes.
+        """
+        pieces, size = [], 0
+        while data := await self.piece(float("inf"), DeadlineError):
+            pieces.append(data)
+            size += len(data)
+            if size > limit:
+                raise UpstreamMalformedError(f"the upstream's reply is larger than {limit} bytes (max_reply_bytes)")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while data := await self.piece(self._idle_timeout, IdleTimeoutError):
+            yield data
+
+    async def aclose(self, failure: BaseException | None = None) -> None:
+        """Gives the connection and the slot back. Later calls do nothing."""
+        if self._open:
+            self._open = False
+            self._raw.close()
+            self._on_end(failure or self._failure)
+
+
+_SENTENCES = {
+    DeadlineError: "the call's deadline passed",
+    FirstTokenTimeoutError: "the upstream took too long to send the first chunk",
+    IdleTimeoutError: "the upstream fell silent in the middle of its stream",
+}
+
+
+class Events(Body):
+    """The body of a streamed reply: whole, valid events, and an error where the stream would have to lie."""
+
+    def __init__(
+        self,
+        raw: RawReply,
+        *,
+        terminals: frozenset[str],
+        deadline: float,
+        idle_timeout: float,
+        on_end: Callable[[BaseException | None], None],
+    ) -> None:
+        super().__init__(raw, deadline=deadline, idle_timeout=idle_timeout, on_end=on_end)
+        self.reader = EventReader(terminals)
+        self._first = b""
+
+    async def open(self, patience: float) -> None:
+        """The first-chunk gate: waits for a valid event, and keeps it.
+
+        Raises:
+            GatewayError: There will be none; nothing has been sent to the client.
+        """
+        until = self._time() + patience
+        while not self.reader.started and not self.reader.ended:
+            self._first = await self._events(max(0.0, until - self._time()), FirstTokenTimeoutError)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._first
+        while not self.reader.ended:
+            if events := await self._events(self._idle_timeout, IdleTimeoutError):
+                yield events
+
+    async def _events(self, patience: float, late: type[DeadlineError]) -> bytes:
+        data = await self.piece(patience, late)
+        try:
+            return self.reader.feed(data) if data else self.reader.close()
+        except MalformedEventError as error:
+            kind = UpstreamMalformedError if data else UpstreamCutError
+            failure = kind(f"the upstream's stream broke: {error}")
+            self._failure = failure
+            raise failure from None
+
+    async def aclose(self, failure: BaseException | None = None) -> None:
+        try:
+            if self._open and self.reader.ended and failure is None and not self._raw.at_end:
+                await self._raw.drain()
+        finally:
+            await super().aclose(failure)

@@ -1,0 +1,77 @@
+"""What goes into the call stack and what comes out of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from app.upstream.body import Body, Events
+from app.wire.endpoints import Endpoint
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened to a call so far; filled in as it happens, so that a failed call tells it too.
+
+    Attributes:
+        upstream: The last one tried.
+        queue_ms: Waiting for slots, over all attempts.
+        upstream_ms: From the first attempt to the reply (streams: to its first event), without queueing.
+    """
+
+    upstream: str = ""
+    attempts: int = 0
+    queue_ms: float = 0.0
+    upstream_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as a client asked for it.
+
+    Attributes:
+        path: Under the base URL, ids filled in, with the query if there is one.
+        model: The public name; None where the call names none.
+        headers: What goes upstream beside the body.
+        timeout: Seconds for queue, attempts and body together; None: the upstream's `total_timeout`.
+        patient: Its queueing is bounded elsewhere (fan-out).
+    """
+
+    endpoint: Endpoint
+    path: str
+    body: bytes = b""
+    content_type: str = "application/json"
+    model: str | None = None
+    stream: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = None
+    patient: bool = False
+    trace: Trace = field(default_factory=Trace)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An upstream's reply: either whole (`body`) or open (`events`, `stream`); an open one must be `aclose()`d.
+
+    Attributes:
+        headers: Those that go on to the client, names in lower case.
+        events: A checked event stream, its first event awaited.
+        stream: Bytes of unknown length (audio).
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+    events: Events | None = None
+    stream: Body | None = None
+
+    @property
+    def content_type(self) -> str:
+        return self.headers.get("content-type", "")
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    async def aclose(self, failure: BaseException | None = None) -> None:
+        held = self.events or self.stream
+        if held is not None:
+            await held.aclose(failure)

@@ -1,0 +1,275 @@
+"""The fan-out's formats: what comes in as one JSON document or line by line, and the lines that go out."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Raw
+
+from app.errors import InvalidRequestError
+from app.wire.endpoints import BY_PATH, FANOUT_PATHS, Endpoint
+from app.wire.parsing import decode
+from app.wire.request import Peek, peek
+from app.wire.usage import Usage, add
+
+_CHECKED_IDS = 250_000  # of a stream without end, duplicates are looked for among this many
+
+Fields = dict[str, Raw]
+
+
+class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The request beside its items. `concurrency` and `timeout` (seconds) can only lower the server's own."""
+
+    url: str = "/v1/chat/completions"
+    defaults: Fields = {}
+    models: Annotated[list[str], Meta(min_length=1, max_length=64)] | None = None
+    mode: Literal["all", "race"] = "all"
+    order: Literal["input", "completed"] = "input"
+    concurrency: Annotated[int, Meta(ge=1)] | None = None
+    timeout: Annotated[float, Meta(gt=0)] | None = None
+
+
+class _Item(msgspec.Struct, kw_only=True):
+    body: Fields
+    custom_id: str | None = None
+    method: Literal["POST"] = "POST"
+    url: str | None = None
+
+
+class _Document(Options, kw_only=True):
+    requests: Annotated[list[_Item], Meta(min_length=1)]
+
+
+_DOCUMENT = msgspec.json.Decoder(_Document)
+_ITEM = msgspec.json.Decoder(_Item)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One upstream call of an item.
+
+    Attributes:
+        model: As the result line shows it: only where the request named `models`.
+    """
+
+    endpoint: Endpoint
+    body: bytes
+    peek: Peek
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item, ready to run: one unit, or one per model. `flaw` says why it cannot run."""
+
+    index: int
+    custom_id: str | None
+    units: tuple[Unit, ...] = ()
+    flaw: InvalidRequestError | None = None
+
+
+class ItemReader:
+    """Turns items into units; numbers them and looks for duplicate ids."""
+
+    def __init__(self, options: Options, *, streams: bool) -> None:
+        self._options = options
+        self._streams = streams
+        self._seen: set[int] = set()
+        self._index = 0
+
+    def line(self, text: bytes | None) -> Item:
+        """Reads one line of NDJSON; a broken one becomes an item with a flaw."""
+        index, custom_id = self._index, None
+        try:
+            if text is None:
+                raise InvalidRequestError("the line is too long (max_line_bytes)")
+            parsed = decode(_ITEM, text)
+            custom_id = parsed.custom_id
+            return self.item(parsed, "")
+        except InvalidRequestError as flaw:
+            return Item(index, custom_id, flaw=flaw)
+        finally:
+            self._index = index + 1
+
+    def item(self, parsed: _Item, where: str) -> Item:
+        """Args: where: The item's place in the document, for errors: `requests[3]`.
+
+        Raises: InvalidRequestError: The item is wrong; `param` says where.
+        """
+        index = self._index
+        self._index += 1
+        custom_id = str(index) if parsed.custom_id is None else parsed.custom_id
+        if hash(custom_id) in self._seen:
+            raise InvalidRequestError(f"duplicate custom_id {custom_id!r}", param=_at(where, "custom_id"))
+        if len(self._seen) < _CHECKED_IDS and (where or parsed.custom_id is not None):
+            self._seen.add(hash(custom_id))
+        endpoint = _endpoint(parsed.url or self._options.url, _at(where, "url"))
+        fields = {**self._options.defaults, **parsed.body}
+        models = self._options.models
+        units = tuple(
+            self._unit(endpoint, fields if model is None else {**fields, "model": _raw(model)}, model, where)
+            for model in (models or [None])
+        )
+        return Item(index, custom_id, units)
+
+    def _unit(self, endpoint: Endpoint, fields: Fields, model: str | None, where: str) -> Unit:
+        body = msgspec.json.encode(fields)
+        try:
+            seen = peek(endpoint, body)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(error.message, param=_at(where, "body", error.param)) from None
+        if seen.stream and not self._streams:
+            message = "stream: true needs the request header Accept: text/event-stream"
+            raise InvalidRequestError(message, param=_at(where, "body", "stream"))
+        return Unit(endpoint, body, seen, model)
+
+
+def read_document(body: bytes, *, streams: bool) -> tuple[Options, list[Item]]:
+    """Args: streams: Whether items may ask for a stream.
+
+    Raises: InvalidRequestError: Anything is wrong; `param` names the item and its field.
+    """
+    document = decode(_DOCUMENT, body)
+    check(document)
+    reader = ItemReader(document, streams=streams)
+    return document, [reader.item(item, f"requests[{place}]") for place, item in enumerate(document.requests)]
+
+
+def read_options(query: Mapping[str, str]) -> Options:
+    """The options of an NDJSON request: query parameters, `models` comma-separated, `defaults` as JSON.
+
+    Raises: InvalidRequestError: One of them is wrong or unknown.
+    """
+    given: dict[str, Any] = dict(query)
+    try:
+        if "models" in given:
+            given["models"] = given["models"].split(",")
+        if "defaults" in given:
+            given["defaults"] = msgspec.json.decode(given["defaults"])
+        options = msgspec.json.decode(msgspec.json.encode(given), type=Options, strict=False)
+    except msgspec.MsgspecError as error:
+        message = str(error)
+        param = next((name for name in given if f"`$.{name}`" in message or f"`{name}`" in message), None)
+        raise InvalidRequestError(message, param=param) from None
+    check(options)
+    return options
+
+
+def check(options: Options) -> None:
+    """Raises: InvalidRequestError: The options do not go together."""
+    _endpoint(options.url, "url")
+    if options.mode == "race" and not options.models:
+        raise InvalidRequestError("mode race needs models", param="mode")
+
+
+def _endpoint(url: str, where: str) -> Endpoint:
+    path = url.removeprefix("/v1")
+    if path not in FANOUT_PATHS:
+        allowed = ", ".join(f"/v1{path}" for path in sorted(FANOUT_PATHS))
+        raise InvalidRequestError(f"{url!r} is not one of {allowed}", param=where)
+    return BY_PATH[path]
+
+
+def _at(*parts: str | None) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def _raw(value: str) -> Raw:
+    return Raw(msgspec.json.encode(value))
+
+
+def new_id(prefix: str) -> str:
+    return prefix + os.urandom(12).hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of one result."""
+
+    queue_ms: float = 0.0
+    upstream_ms: float = 0.0
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one item (and model) ended: with a reply (`status`, `body`), or without one (`code`, `message`)."""
+
+    item: Item
+    model: str | None
+    timing: Timing
+    status: int = 0
+    request_id: str = ""
+    body: bytes = b""
+    code: str = ""
+    message: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    def line(self) -> bytes:
+        """Returns: The result line as JSON, without a line feed: OpenAI's batch output line, `index`, `timing`."""
+        response, error = None, None
+        if self.status:
+            response = {"status_code": self.status, "request_id": self.request_id, "body": _json(self.body)}
+        else:
+            error = {"code": self.code, "message": self.message}
+        line: dict[str, object] = {
+            "id": new_id("batch_req_"),
+            "index": self.item.index,
+            "custom_id": self.item.custom_id,
+            "response": response,
+            "error": error,
+            "timing": self.timing,
+        }
+        if self.model is not None:
+            line["model"] = self.model
+        return msgspec.json.encode(line)
+
+
+def _json(body: bytes) -> Raw | str:
+    try:
+        _ANYTHING.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return body.decode(errors="replace")
+    return Raw(body)
+
+
+class _Anything(msgspec.Struct):
+    usage: Usage | None = None
+
+
+_ANYTHING = msgspec.json.Decoder(_Anything)
+
+
+class Summary:
+    """Counts, usage and times over all results so far."""
+
+    def __init__(self) -> None:
+        self.id = new_id("fanout_")
+        self.total = self.completed = self.failed = 0
+        self.sum_ms = 0.0
+        self.usage: Usage = {}
+
+    def count(self, result: Result) -> None:
+        self.total += 1
+        self.completed += result.ok
+        self.failed += not result.ok
+        self.sum_ms += result.timing.upstream_ms
+        if result.ok:
+            try:
+                add(self.usage, _ANYTHING.decode(result.body).usage or {})
+            except (msgspec.MsgspecError, RecursionError):
+                pass
+
+    def fields(self, wall_ms: float) -> dict[str, object]:
+        """Returns: What the reply and the summary line have in common."""
+        return {
+            "id": self.id,
+            "counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
+            "usage": self.usage,
+            "timing": {"wall_ms": round(wall_ms, 1), "sum_ms": round(self.sum_ms, 1)},
+        }

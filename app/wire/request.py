@@ -1,0 +1,153 @@
+"""What the gateway must know of a request's body, and the one thing it may change in it: the model's name."""
+
+import re
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+
+from app.errors import InvalidRequestError
+from app.wire.endpoints import Endpoint
+from app.wire.parsing import decode
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """Attributes:
+    model: As the client wrote it; None where it names none.
+    stream: Whether the client asked for a stream.
+    """
+
+    model: str | None
+    stream: bool
+
+
+class _Json(msgspec.Struct):
+    model: str | UnsetType = UNSET
+    stream: bool | None = None
+    prompt: Raw | UnsetType = UNSET
+
+
+_PEEK = msgspec.json.Decoder(_Json)
+_FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_NOTHING = Peek(None, stream=False)
+
+
+def peek(endpoint: Endpoint, body: bytes, content_type: str = "") -> Peek:
+    """Reads what routing needs.
+
+    Raises:
+        InvalidRequestError: Not a body of this endpoint's kind, or no model where one is needed.
+    """
+    if endpoint.body == "none":
+        return _NOTHING
+    if endpoint.body == "multipart":
+        form = _scan_form(body, content_type)
+        found = Peek(_text(form, body, "model"), stream=_text(form, body, "stream") == "true")
+    else:
+        json = decode(_PEEK, body)
+        if json.model is UNSET and json.prompt is not UNSET and endpoint.path == "/responses":
+            return Peek(None, stream=bool(json.stream))  # a stored prompt brings its own model
+        found = Peek(None if json.model is UNSET else json.model, stream=bool(json.stream))
+    if found.model == "" or (found.model is None and endpoint.model == "required"):
+        raise InvalidRequestError("you must provide a model", param="model")
+    return found
+
+
+def with_model(endpoint: Endpoint, body: bytes, content_type: str, old: str, new: str) -> bytes:
+    """Returns: The body with `new` where it named the model `old`; every other byte as it was."""
+    if old == new:
+        return body
+    if endpoint.body == "multipart":
+        start, end = _scan_form(body, content_type)["model"]
+        return body[:start] + new.encode() + body[end:]
+    return _json_with_model(body, old, new)
+
+
+def _json_with_model(body: bytes, old: str, new: str) -> bytes:
+    # A quote inside a JSON string is always escaped, so a `"model"` after one of `{`, `,` or white space is a key.
+    key = re.compile(rb'[{,\s]"model"\s*:\s*(' + re.escape(msgspec.json.encode(old)) + rb")")
+    found = list(key.finditer(body))
+    if len(found) == 1:
+        start, end = found[0].span(1)
+        return body[:start] + msgspec.json.encode(new) + body[end:]
+    # Nested, doubled or oddly escaped: take the top level apart; every value keeps its own bytes.
+    fields = _FIELDS.decode(body)
+    fields["model"] = Raw(msgspec.json.encode(new))
+    return msgspec.json.encode(fields)
+
+
+def _text(form: dict[str, tuple[int, int]], body: bytes, name: str) -> str | None:
+    if name not in form:
+        return None
+    start, end = form[name]
+    try:
+        return body[start:end].decode()
+    except UnicodeDecodeError:
+        raise InvalidRequestError(f"the form field {name!r} is not UTF-8", param=name) from None
+
+
+def _scan_form(body: bytes, content_type: str) -> dict[str, tuple[int, int]]:
+    """Returns: The span in `body` of each plain field of a multipart form (RFC 7578); files are passed over."""
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+        raise InvalidRequestError("this endpoint takes multipart/form-data with a boundary", param="content-type")
+    reader = _FormReader()
+    try:
+        parser = MultipartParser(options[b"boundary"], reader.callbacks())  # type: ignore[arg-type]
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise InvalidRequestError(f"the multipart body is malformed: {error}") from None
+    if not reader.ended:
+        raise InvalidRequestError("the multipart body ends before its last boundary")
+    return reader.fields
+
+
+class _FormReader:
+    def __init__(self) -> None:
+        self.fields: dict[str, tuple[int, int]] = {}
+        self.ended = False
+        self._header = b""
+        self._value = b""
+        self._disposition = b""
+        self._span: tuple[int, int] | None = None
+
+    def callbacks(self) -> dict[str, object]:
+        return {
+            "on_part_begin": self._part,
+            "on_header_field": self._header_name,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_part_data": self._data,
+            "on_part_end": self._part_end,
+            "on_end": self._end,
+        }
+
+    def _part(self) -> None:
+        self._disposition, self._span = b"", None
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._header = self._value = b""
+
+    def _data(self, _data: bytes, start: int, end: int) -> None:
+        self._span = (self._span[0] if self._span else start, end)
+
+    def _part_end(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if b"name" in options and b"filename" not in options:
+            self.fields[options[b"name"].decode(errors="replace")] = self._span or (0, 0)
+
+    def _end(self) -> None:
+        self.ended = True
