@@ -79,6 +79,16 @@ def _cut(error: Exception) -> UpstreamCutError:
     return UpstreamCutError(f"the upstream broke off its reply ({type(error).__name__})")
 
 
+class Prepared:
+    """A request's address and headers as aiohttp wants them, made once for many requests that differ in the body."""
+
+    __slots__ = ("headers", "url")
+
+    def __init__(self, request: httpx2.Request) -> None:
+        self.url = URL(str(request.url), encoded=True)
+        self.headers = CIMultiDict(request.headers.multi_items())
+
+
 class _Elsewhere(httpx2.AsyncByteStream):
     """What the SDK sees as the body: nothing. The body is in `extensions["reply"]`."""
 
@@ -102,12 +112,13 @@ class Transport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         session = self._session or self._open()
-        content = request.content
+        prepared = request.extensions.get("prepared") or Prepared(request)
+        content = request.read()
         try:
             response = await session.request(
                 request.method,
-                URL(str(request.url), encoded=True),
-                headers=CIMultiDict(request.headers.multi_items()),
+                prepared.url,
+                headers=prepared.headers,
                 data=io.BytesIO(content) if len(content) > _LARGE else content or None,
                 allow_redirects=False,
                 timeout=self._timeout,
