@@ -1,17 +1,135 @@
-"""`sluicegate …`"""
+"""`sluicegate …`: thin commands over the same services, or over HTTP."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-cli = typer.Typer(no_args_is_help=False, add_completion=False)
+from app.config import ConfigError, load
+
+cli = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8000]")]
+Workers = Annotated[int | None, typer.Option(help="Processes [default: 1]")]
+Config = Annotated[str | None, typer.Option(help="Configuration file [default: sluicegate.toml]")]
+
+
+def _explains(command: Callable[..., None]) -> Callable[..., None]:
+    """A wrong setting ends the command with one line and exit code 2."""
+
+    @wraps(command)
+    def explained(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ConfigError as error:
+            typer.echo(f"sluicegate: {error}", err=True)
+            raise typer.Exit(2) from None
+
+    return explained
 
 
 @cli.callback(invoke_without_command=True)
-def serve(host: str | None = None, port: int | None = None) -> None:
-    import uvicorn
-    from app import config
+@_explains
+def root(
+    context: typer.Context, host: Host = None, port: Port = None, workers: Workers = None, config: Config = None
+) -> None:
+    """The gateway between your applications and their language models. Without a command: serve."""
+    if context.invoked_subcommand is None:
+        _serve(host, port, workers, config)
+
+
+@cli.command()
+@_explains
+def serve(host: Host = None, port: Port = None, workers: Workers = None, config: Config = None) -> None:
+    """Serve the gateway (the default)."""
+    _serve(host, port, workers, config)
+
+
+def _serve(host: str | None, port: int | None, workers: int | None, config: str | None) -> None:
+    from app import serving
+
+    settings = load(config, host=host, port=port, workers=workers)
+    typer.echo(serving.banner(settings), err=True)
+    if settings.workers > 1:
+        serving.serve_workers(settings)
+        return
     from app.main import create_app
-    s = config.load(host=host, port=port)
-    uvicorn.run(create_app(s), host=s.host, port=s.port, log_config=None, access_log=False)
+
+    serving.serve(create_app(settings), settings.host, settings.port, settings.drain_timeout)
+
+
+@cli.command()
+@_explains
+def simulate(
+    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on")] = 8001,
+    latency: Annotated[float | None, typer.Option(help="Seconds before a reply")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens in an answer")] = None,
+    gap: Annotated[float | None, typer.Option(help="Seconds between two tokens")] = None,
+) -> None:
+    """Serve the simulator alone: an upstream to try things against. Knobs go into the model's name."""
+    from app import serving
+    from app.simulator.app import Simulator
+    from app.simulator.knobs import KNOBS
+
+    given = {"latency": latency, "tokens": tokens, "gap": gap}
+    chosen = load().simulator.model_copy(update={name: value for name, value in given.items() if value is not None})
+    knobs = "\n".join(f"  -{name}=N  {meaning}" for name, meaning in KNOBS.items())
+    typer.echo(
+        f"Simulator: base_url http://{host}:{port}/v1, ledger at /ledger. In the model's name:\n{knobs}", err=True
+    )
+    serving.serve(Simulator(chosen), host, port, drain_timeout=1)
+
+
+@cli.command()
+@_explains
+def fanout(
+    file: Annotated[Path, typer.Argument(help="A JSON Lines file: {custom_id, url, body} a line", exists=True)],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Results go here [default: standard output]")] = None,
+    model: Annotated[str | None, typer.Option(help="The model of lines that name none")] = None,
+    endpoint: Annotated[str, typer.Option(help="The url of lines that name none")] = "/v1/chat/completions",
+    order: Annotated[str, typer.Option(help="input or completed")] = "completed",
+    concurrency: Annotated[int | None, typer.Option(help="Calls at once, if fewer than the server's limit")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for all of it")] = None,
+    url: Annotated[str | None, typer.Option(help="A running gateway's address; default: run it right here")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="SLUICEGATE_API_KEY", help="The gateway's key, with --url")] = None,
+    config: Config = None,
+) -> None:
+    """Send every line of a file, side by side. Exit code 0: all succeeded, 1: some failed, 2: could not start."""
+    from app.commands import fanout as command
+
+    given = {"url": endpoint, "order": order, "concurrency": concurrency, "timeout": timeout}
+    options = {name: str(value) for name, value in given.items() if value is not None}
+    if model is not None:
+        options["defaults"] = json.dumps({"model": model})
+    lines = command.over_http(url, api_key, file, options) if url else command.in_process(load(config), file, options)
+    raise typer.Exit(asyncio.run(command.run(lines, file, out)))
+
+
+@cli.command()
+@_explains
+def bench(
+    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible upstream [default: a simulator]")] = None,
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Its key")] = "none",
+    model: Annotated[str | None, typer.Option(help="The model to ask")] = None,
+    sizes: Annotated[str, typer.Option(help="Numbers of calls")] = "1,10,100,1000",
+    sample: Annotated[int, typer.Option(help="Sequential calls really made; more are extrapolated")] = 10,
+    out: Annotated[Path | None, typer.Option(help="A folder for results.csv and plot.svg")] = None,
+) -> None:
+    """Sync or async? Answers with figures, measured here and now."""
+    from app.commands import bench as command
+
+    command.run(base_url, api_key, model, [int(size) for size in sizes.split(",")], sample, out)
+
 
 def main() -> None:
-    cli()
+    cli(prog_name="sluicegate")
+
+
+if __name__ == "__main__":
+    main()

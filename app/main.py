@@ -73,32 +73,36 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     return app
 
 
-def _lifespan(settings: GatewaySettings) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[dict[str, Gateway]]]:
+def _lifespan(
+    settings: GatewaySettings,
+) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[dict[str, Gateway]]]:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Gateway]]:
-        async with contextlib.AsyncExitStack() as cleanup:
-            stack = CallStack(
-                await _upstreams(settings, cleanup),
-                Router.from_settings(settings),
-                RetryPolicy(settings.max_attempts),
-            )
-            cleanup.push_async_callback(stack.aclose)
-            catalog = Catalog(stack, settings.models_ttl)
-            await _keep_fresh(catalog, cleanup)
+        async with running_gateway(settings) as gateway:
             gc.collect()
             gc.freeze()  # what start-up made stays: a full collection that walks it halts every stream for 80 ms
-            yield {
-                "gateway": Gateway(
-                    settings=settings,
-                    stack=stack,
-                    splitter=Splitter(stack, settings.max_embedding_inputs),
-                    catalog=catalog,
-                    keyring=Keyring(settings.keys),
-                    uptime=Uptime(),
-                )
-            }
+            yield {"gateway": gateway}
 
     return lifespan
+
+
+@contextlib.asynccontextmanager
+async def running_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
+    """Everything but HTTP: the upstreams' clients, the call stack and what submits calls to it."""
+    async with contextlib.AsyncExitStack() as cleanup:
+        router, retry = Router.from_settings(settings), RetryPolicy(settings.max_attempts)
+        stack = CallStack(await _upstreams(settings, cleanup), router, retry)
+        cleanup.push_async_callback(stack.aclose)
+        catalog = Catalog(stack, settings.models_ttl)
+        await _keep_fresh(catalog, cleanup)
+        yield Gateway(
+            settings=settings,
+            stack=stack,
+            splitter=Splitter(stack, settings.max_embedding_inputs),
+            catalog=catalog,
+            keyring=Keyring(settings.keys),
+            uptime=Uptime(),
+        )
 
 
 async def _upstreams(settings: GatewaySettings, cleanup: contextlib.AsyncExitStack) -> dict[str, Upstream]:
@@ -114,6 +118,7 @@ async def _upstreams(settings: GatewaySettings, cleanup: contextlib.AsyncExitSta
 
 
 async def _keep_fresh(catalog: Catalog, cleanup: contextlib.AsyncExitStack) -> None:
+    await catalog.prime()
     task = asyncio.create_task(catalog.keep_fresh(), name="model lists")
 
     async def stop() -> None:

@@ -54,6 +54,12 @@ class Catalog:
             return found
         return {name: found.get(name) or _alias(name, 0) for name in allowed}
 
+    async def prime(self) -> None:
+        """Looks at the simulators' lists, which are here and at once: the first question finds an answer."""
+        for upstream in self._stack.upstreams.values():
+            if upstream.settings.kind == "simulator":
+                await self.refresh(upstream)
+
     async def keep_fresh(self) -> None:
         """Looks at every upstream's list again and again; run it as a task."""
         async with asyncio.TaskGroup() as group:

@@ -13,6 +13,7 @@ from app.upstream.transport import Prepared, RawReply, Transport
 from app.wire.endpoints import BY_PATH
 
 _SPARE_CONNECTIONS = 8  # for calls beside the semaphore: the model list
+_NO_KEY = "none"  # the SDK wants one, or looks for one in the environment; an upstream without keys does not care
 _FORM = "multipart/form-data"
 _PLAIN = {"accept": "*/*", "accept-encoding": "identity", "content-type": "application/json"}
 
@@ -141,7 +142,7 @@ def _sdk(settings: UpstreamSettings, base_url: str) -> AsyncOpenAI:
         limit=settings.max_in_flight + _SPARE_CONNECTIONS, connect_timeout=settings.connect_timeout, verify=verify
     )
     http = httpx2.AsyncClient(transport=transport, timeout=None, follow_redirects=False)  # noqa: S113 - clocks: body.py
-    key = settings.api_key.get_secret_value() if settings.api_key else ""
+    key = settings.api_key.get_secret_value() if settings.api_key else _NO_KEY
     if settings.kind != "azure":
         return _OpenAI(api_key=key, base_url=base_url, max_retries=0, http_client=http)
     endpoint = base_url.removesuffix("/v1").removesuffix("/openai")

@@ -1,0 +1,1 @@
+"""The longer commands; `cli.py` reads their arguments."""

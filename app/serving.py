@@ -1,0 +1,69 @@
+"""How the process serves: uvicorn, set up for long streams and an orderly end."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from app.config import PREFIX, Settings
+from app.settings import GatewaySettings
+
+_KEEP_ALIVE_SECONDS = 75  # longer than a load balancer's idle timeout (60), so that it is never the server that hangs up
+_END_SECONDS = 5  # after the drain, for the error events to go out
+
+
+class _Server(uvicorn.Server):
+    """Ends with exit code 0 after SIGTERM, where uvicorn raises the signal again when all is done."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
+
+def serve(app: ASGIApp, host: str, port: int, drain_timeout: float) -> None:
+    """Serves `app` in this process until SIGTERM or SIGINT."""
+    _Server(uvicorn.Config(app, host=host, port=port, **_options(drain_timeout))).run()
+
+
+def serve_workers(settings: Settings) -> None:
+    """Serves with several processes; each reads its settings anew, from an environment that holds the overrides."""
+    os.environ[f"{PREFIX}HOST"] = settings.host
+    os.environ[f"{PREFIX}PORT"] = str(settings.port)
+    if settings.config_file is not None:
+        os.environ[f"{PREFIX}CONFIG"] = str(settings.config_file)
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        **_options(settings.drain_timeout),
+    )
+
+
+def _options(drain_timeout: float) -> dict[str, object]:
+    return {
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "ws": "none",
+        "backlog": 4096,
+        "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": math.ceil(drain_timeout) + _END_SECONDS,
+    }
+
+
+def banner(settings: GatewaySettings) -> str:
+    """Returns: What a person reads first: where it is, and what is behind it."""
+    where = f"http://{settings.host}:{settings.port}"
+    behind = ", ".join(f"{name} ({upstream.kind})" for name, upstream in settings.upstreams.items())
+    lines = [f"Sluicegate: base_url {where}/v1, docs {where}/docs, upstreams: {behind}"]
+    if all(upstream.kind == "simulator" for upstream in settings.upstreams.values()):
+        lines.append("No upstream is configured (OPENAI_API_KEY or sluicegate.toml): the built-in simulator answers.")
+    return "\n".join(lines)
