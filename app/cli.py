@@ -36,7 +36,11 @@ def _explains(command: Callable[..., None]) -> Callable[..., None]:
 @cli.callback(invoke_without_command=True)
 @_explains
 def root(
-    context: typer.Context, host: Host = None, port: Port = None, workers: Workers = None, config: Config = None
+    context: typer.Context,
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = None,
+    config: Config = None,
 ) -> None:
     """The gateway between your applications and their language models. Without a command: serve."""
     if context.invoked_subcommand is None:
@@ -81,7 +85,8 @@ def simulate(
     chosen = load().simulator.model_copy(update={name: value for name, value in given.items() if value is not None})
     knobs = "\n".join(f"  -{name}=N  {meaning}" for name, meaning in KNOBS.items())
     typer.echo(
-        f"Simulator: base_url http://{host}:{port}/v1, ledger at /ledger. In the model's name:\n{knobs}", err=True
+        f"Simulator: base_url http://{host}:{port}/v1, ledger at /ledger. In the model's name:\n{knobs}",
+        err=True,
     )
     serving.serve(Simulator(chosen), host, port, drain_timeout=1)
 
@@ -97,7 +102,9 @@ def fanout(
     concurrency: Annotated[int | None, typer.Option(help="Calls at once, if fewer than the server's limit")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds for all of it")] = None,
     url: Annotated[str | None, typer.Option(help="A running gateway's address; default: run it right here")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="SLUICEGATE_API_KEY", help="The gateway's key, with --url")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="SLUICEGATE_API_KEY", help="The gateway's key, with --url")
+    ] = None,
     config: Config = None,
 ) -> None:
     """Send every line of a file, side by side. Exit code 0: all succeeded, 1: some failed, 2: could not start."""

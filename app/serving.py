@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -11,7 +12,9 @@ from starlette.types import ASGIApp
 from app.config import PREFIX, Settings
 from app.settings import GatewaySettings
 
-_KEEP_ALIVE_SECONDS = 75  # longer than a load balancer's idle timeout (60), so that it is never the server that hangs up
+_KEEP_ALIVE_SECONDS = (
+    75  # longer than a load balancer's idle timeout (60), so that it is never the server that hangs up
+)
 _END_SECONDS = 5  # after the drain, for the error events to go out
 
 
@@ -46,7 +49,7 @@ def serve_workers(settings: Settings) -> None:
     )
 
 
-def _options(drain_timeout: float) -> dict[str, object]:
+def _options(drain_timeout: float) -> dict[str, Any]:
     return {
         "log_config": None,
         "access_log": False,

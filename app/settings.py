@@ -117,7 +117,7 @@ class GatewaySettings(_Frozen):
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
     models: dict[str, ModelSettings] = Field(default_factory=dict)
     keys: dict[str, KeySettings] = Field(default_factory=dict)
-    simulator: SimulatorSettings = SimulatorSettings()
+    simulator: SimulatorSettings = Field(default_factory=lambda: SimulatorSettings.model_validate({}))
 
     @field_validator("cors_origins", mode="before")
     @classmethod

@@ -14,7 +14,7 @@ _LAST_CALLS = 1024
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `logger`, `message`, and what the call handed in as `extra={"fields": …}`."""
+    """One JSON object a line: `time`, `level`, `logger`, `message`, and what was handed in as `extra={"fields": …}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

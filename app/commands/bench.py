@@ -53,9 +53,7 @@ class _Place:
     stream_model: str
 
 
-def run(
-    base_url: str | None, api_key: str, model: str | None, sizes: list[int], sample: int, out: Path | None
-) -> None:
+def run(base_url: str | None, api_key: str, model: str | None, sizes: list[int], sample: int, out: Path | None) -> None:
     """Measures and prints; see `sluicegate bench --help`."""
     console = Console()
     with contextlib.ExitStack() as cleanup:
@@ -64,7 +62,11 @@ def run(
         slots = {"SLUICEGATE_UPSTREAMS__BENCH__MAX_IN_FLIGHT": str(max(*sizes, 256))}
         environment = {"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": api_key, **slots}
         gateway = cleanup.enter_context(_server(["serve"], environment))
-        rows = [*_sequential(place, sizes, sample), *_gathered(place, sizes), *_fanned_out(gateway, place, sizes)]
+        rows = [
+            *_sequential(place, sizes, sample),
+            *_gathered(place, sizes),
+            *_fanned_out(gateway, place, sizes),
+        ]
         first, whole = _streamed(place)
     console.print(_table(rows, sizes))
     console.print(f"One answer: first token after {first:.2f} s streamed; {whole:.2f} s when waiting for the whole.")
@@ -82,7 +84,12 @@ def _sequential(place: _Place, sizes: list[int], sample: int) -> list[Row]:
         after.append(time.perf_counter() - began)
     each = after[-1] / len(after)
     return [
-        Row(SEQUENTIAL, size, after[size - 1] if size <= len(after) else each * size, extrapolated=size > len(after))
+        Row(
+            SEQUENTIAL,
+            size,
+            after[size - 1] if size <= len(after) else each * size,
+            extrapolated=size > len(after),
+        )
         for size in sizes
     ]
 
@@ -102,7 +109,10 @@ def _gathered(place: _Place, sizes: list[int]) -> list[Row]:
 def _fanned_out(gateway: str, place: _Place, sizes: list[int]) -> list[Row]:
     rows = []
     for size in sizes:
-        request = {"defaults": {"model": place.model, "messages": _MESSAGES}, "requests": [{"body": {}}] * size}
+        request = {
+            "defaults": {"model": place.model, "messages": _MESSAGES},
+            "requests": [{"body": {}}] * size,
+        }
         began = time.perf_counter()
         reply = httpx.post(f"{gateway}/fanout", json=request, timeout=None)  # noqa: S113 - the bench waits it out
         seconds = time.perf_counter() - began

@@ -18,8 +18,9 @@ from app.main import running_gateway
 from app.services.fanout import Fanout
 from app.services.keys import ANYONE
 from app.settings import GatewaySettings
-from app.wire.fanout import Item, ItemReader, Result, read_options
+from app.wire.fanout import Item, ItemReader, read_options
 from app.wire.jsonl import LineReader
+from app.wire.results import Result
 
 _PIECE = 256 * 1024
 _LONGEST_LINE = 64 * 1024**2
@@ -84,7 +85,7 @@ async def run(lines: AsyncIterator[bytes], file: Path, out: Path | None) -> int:
     total = await anyio.to_thread.run_sync(_count_lines, file)
     failures: Counter[str] = Counter()
     done = 0
-    target: IO[bytes] = sys.stdout.buffer if out is None else out.open("wb")  # noqa: ASYNC230 - results leave in order
+    target: IO[bytes] = sys.stdout.buffer if out is None else out.open("wb")
     try:
         with _progress() as progress:
             bar = progress.add_task("", total=total, failures="")

@@ -6,6 +6,10 @@ from html import escape
 
 _WIDTH, _HEIGHT = 720, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 20, 110
+_HEAD = (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+    'font-size="13"><rect width="100%" height="100%" fill="white"/>'
+)
 _COLOURS = ("#c2410c", "#0369a1", "#15803d", "#7e22ce")
 
 
@@ -23,10 +27,7 @@ def plot(series: list[Series], *, x: str, y: str) -> str:
     """Returns: An SVG document. `x`, `y` name the axes."""
     across = _Axis([point[0] for one in series for point in one.points], _LEFT, _WIDTH - _RIGHT)
     up = _Axis([point[1] for one in series for point in one.points], _HEIGHT - _BOTTOM, _TOP)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
-        'font-size="13"><rect width="100%" height="100%" fill="white"/>'
-    ]
+    parts = [_HEAD]
     for tick in across.ticks():
         at = across.place(tick)
         parts.append(_line(at, _TOP, at, _HEIGHT - _BOTTOM))

@@ -16,8 +16,9 @@ from app.http.live import EVENT_STREAM, LiveResponse
 from app.http.openapi import FANOUT_EXAMPLE, json_body
 from app.services.fanout import Fanout
 from app.services.keys import Caller
-from app.wire.fanout import Item, ItemReader, Options, Result, read_document, read_options
+from app.wire.fanout import Item, ItemReader, Options, read_document, read_options
 from app.wire.jsonl import LineReader
+from app.wire.results import Result
 from app.wire.sse import event
 
 NDJSON = "application/x-ndjson"
@@ -114,7 +115,7 @@ class _Written:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         run = self._run
         async for one in run:
-            yield self._write("result", one.line()) if isinstance(one, Result) else self._write("chunk", one.data)
+            yield (self._write("result", one.line()) if isinstance(one, Result) else self._write("chunk", one.data))
         summary = {"object": "fanout.summary", **run.summary.fields(run.wall_ms)}
         yield self._write("summary", msgspec.json.encode(summary))
 

@@ -5,7 +5,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import ClientHungUpError, GatewayError, InvalidRequestError, MethodNotAllowedError, NotFoundError
+from app.errors import (
+    ClientHungUpError,
+    GatewayError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+)
 from app.http.context import record
 
 

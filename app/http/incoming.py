@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from fastapi import Request
 from starlette.types import Receive
@@ -64,7 +64,7 @@ class HangUpWatch:
     def __init__(self, gone: Coroutine[Any, Any, None]) -> None:
         self._coroutine = gone
 
-    async def __aenter__(self) -> "HangUpWatch":
+    async def __aenter__(self) -> Self:
         self._gone = asyncio.create_task(self._coroutine, name="hang-up watch")
         return self
 

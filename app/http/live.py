@@ -12,7 +12,7 @@ promise of ours:
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import anyio
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
@@ -57,7 +57,7 @@ class LiveResponse(EventSourceResponse):
         gone: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(
-            source,  # type: ignore[arg-type]
+            source,
             status,
             headers,
             media_type,
@@ -96,7 +96,7 @@ class LiveResponse(EventSourceResponse):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         with self._stop:
             async for piece in self.body_iterator:
-                await self._send(send, piece)
+                await self._send(send, cast("bytes", piece))
         self._failure = None
         if self._stop.cancelled_caught:
             draining = DrainingError("the server is shutting down")

@@ -28,12 +28,14 @@ def router() -> APIRouter:
     routes = APIRouter()
     for endpoint in ENDPOINTS:
         routes.add_api_route(
-            endpoint.path, _handler(endpoint), methods=[endpoint.method], response_model=None, **describe(endpoint)
+            endpoint.path,
+            _handler(endpoint),
+            methods=[endpoint.method],
+            response_model=None,
+            **describe(endpoint),
         )
     routes.add_api_route("/models", list_models, response_model=None, tags=["models"], summary="All models")
-    routes.add_api_route(
-        "/models/{name:path}", get_model, response_model=None, tags=["models"], summary="One model"
-    )
+    routes.add_api_route("/models/{name:path}", get_model, response_model=None, tags=["models"], summary="One model")
     return routes
 
 
@@ -133,5 +135,3 @@ async def get_model(name: str, request: Request, caller: CallerDep) -> Response:
 
 def _json(value: object) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
-
-

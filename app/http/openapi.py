@@ -72,9 +72,7 @@ def install(app: FastAPI) -> None:
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            made = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
-            )
+            made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             schemes = {"key": {"type": "http", "scheme": "bearer"}}
             made.setdefault("components", {})["securitySchemes"] = schemes
             made["security"] = [{"key": []}, {}]

@@ -12,7 +12,8 @@ from app.services.keys import Caller
 from app.upstream.body import Events
 from app.upstream.types import Call, Reply, Trace
 from app.wire.assemble import Assembler
-from app.wire.fanout import Item, Options, Result, Summary, Timing, Unit, new_id
+from app.wire.fanout import Item, Options, Unit
+from app.wire.results import Result, Summary, Timing, new_id
 from app.wire.sse import payloads
 
 _AHEAD = 1024  # items that may wait for an earlier one's turn, or for a slow reader, beside those in flight
@@ -55,7 +56,7 @@ class Fanout:
         self._flying = asyncio.Semaphore(concurrency)
         self._window = asyncio.Semaphore(concurrency + _AHEAD)
         self._out: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(concurrency + _AHEAD)
-        self._turns: dict[int, list[Result]] = {}
+        self._turns: dict[int, Result] = {}
         self._turn = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._feeder = asyncio.create_task(self._feed(), name="fan-out feeder")

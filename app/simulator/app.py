@@ -3,11 +3,9 @@
 It is deterministic by seed, misbehaves on demand (`knobs.py`) and keeps a ledger of what it saw (`GET /ledger`).
 """
 
-import asyncio
 import random
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs
 
 import msgspec
@@ -16,77 +14,42 @@ from starlette.types import Receive, Scope, Send
 from app.errors import InvalidRequestError, envelope
 from app.settings import SimulatorSettings
 from app.simulator import replies, responses
+from app.simulator.exchange import Exchange, HungUpError
 from app.simulator.knobs import Behaviour, behaviour
 from app.simulator.ledger import Ledger
 from app.simulator.replies import Body
-from app.wire.endpoints import ENDPOINTS
-from app.wire.request import peek
+from app.simulator.requests import POSTS, parse
 from app.wire.sse import DONE, event
 
-_POSTS = {endpoint.path: endpoint for endpoint in ENDPOINTS if endpoint.method == "POST"}
 _NO_DONE = frozenset({"/responses", "/images/generations", "/images/edits", "/audio/transcriptions"})
 _TEXT = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
 _HTML = b"<!doctype html><title>Not what you asked for</title>"
 
 
-class _HungUpError(Exception):
-    pass
+def _transcript(_call_id: str, _request: Body, answer: list[str]) -> Body:
+    return {"text": "".join(answer)}
 
 
-class _Exchange:
-    """One request and what can be done to it."""
+def _transcript_events(_call_id: str, _request: Body, answer: list[str]) -> Iterator[Body]:
+    return replies.transcript_events(answer)
 
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive = receive
-        self._send = send
-        self._gone = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
 
-    async def body(self) -> bytes:
-        pieces, more = [], True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise _HungUpError
-            pieces.append(message.get("body", b""))
-            more = message.get("more_body", False)
-        self._watch = asyncio.create_task(self._until_gone(), name="simulator watch")
-        return b"".join(pieces)
-
-    async def _until_gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._gone.set()
-
-    async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait({self._watch})
-
-    async def pause(self, seconds: float | None) -> None:
-        """Waits; None: for ever. Raises: _HungUpError: the client went meanwhile."""
-        if seconds == 0:
-            await asyncio.sleep(0)
-        else:
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._gone.wait()
-            except TimeoutError:
-                pass
-        if self._gone.is_set():
-            raise _HungUpError
-
-    async def start(self, status: int, content_type: str, headers: dict[str, str] | None = None) -> None:
-        sent = {"content-type": content_type, **(headers or {})}
-        raw = [(name.encode(), value.encode()) for name, value in sent.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def write(self, data: bytes, *, more: bool = True) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
-
-    async def whole(self, status: int, body: bytes, content_type: str, headers: dict[str, str]) -> None:
-        await self.start(status, content_type, {**headers, "content-length": str(len(body))})
-        await self.write(body, more=False)
+_BODIES: dict[str, Callable[[str, Body, list[str]], Body]] = {
+    "/chat/completions": replies.chat,
+    "/completions": replies.completion,
+    "/embeddings": lambda _id, request, _answer: replies.embeddings(request),
+    "/responses": responses.response,
+    "/moderations": lambda call_id, request, _answer: replies.moderation(call_id, request),
+    "/images/generations": lambda _id, request, _answer: replies.images(request),
+    "/images/edits": lambda _id, request, _answer: replies.images(request),
+    "/images/variations": lambda _id, request, _answer: replies.images(request),
+}
+_EVENTS: dict[str, Callable[[str, Body, list[str]], Iterator[Body]]] = {
+    "/chat/completions": replies.chat_chunks,
+    "/completions": replies.completion_chunks,
+    "/images/generations": lambda _id, request, _answer: replies.image_events("image_generation", request),
+    "/images/edits": lambda _id, request, _answer: replies.image_events("image_edit", request),
+}
 
 
 class Simulator:
@@ -102,7 +65,7 @@ class Simulator:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        exchange = _Exchange(receive, send)
+        exchange = Exchange(receive, send)
         path = scope["path"].removeprefix("/v1")
         try:
             if path == "/ledger":
@@ -111,23 +74,23 @@ class Simulator:
                 await exchange.whole(200, msgspec.json.encode(replies.model_list()), "application/json", {})
             else:
                 await self._counted(exchange, scope["method"], path, scope)
-        except _HungUpError:
+        except HungUpError:
             pass
         finally:
             await exchange.close()
 
-    async def _show_ledger(self, exchange: _Exchange, scope: Scope) -> None:
+    async def _show_ledger(self, exchange: Exchange, scope: Scope) -> None:
         seen = msgspec.json.encode(self.ledger.snapshot())
         if b"reset" in scope["query_string"]:
             self.ledger.reset()
         await exchange.whole(200, seen, "application/json", {})
 
-    async def _counted(self, exchange: _Exchange, method: str, path: str, scope: Scope) -> None:
+    async def _counted(self, exchange: Exchange, method: str, path: str, scope: Scope) -> None:
         body = await exchange.body()
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         aborted = True
         try:
-            request = _parse(path, body, headers.get("content-type", ""))
+            request = parse(path, body, headers.get("content-type", ""))
             self.ledger.begin(str(request.get("model") or ""), body)
             query = parse_qs(scope["query_string"].decode())
             await self._answer(exchange, method, path, request, body, stream=query.get("stream") == ["true"])
@@ -140,7 +103,7 @@ class Simulator:
             self.ledger.end(aborted=aborted)
 
     async def _answer(
-        self, exchange: _Exchange, method: str, path: str, request: Body, body: bytes, *, stream: bool
+        self, exchange: Exchange, method: str, path: str, request: Body, body: bytes, *, stream: bool
     ) -> None:
         model = str(request.get("model") or "gpt-4o-mini")
         request.setdefault("model", model)
@@ -158,7 +121,7 @@ class Simulator:
             await exchange.whole(200, _HTML, "text/html", {})
         elif path.startswith("/responses/"):
             await self._stored(exchange, method, path, stream=stream)
-        elif path not in _POSTS or method != "POST":
+        elif path not in POSTS or method != "POST":
             text = envelope(f"Unknown request URL: {method} {path}", "invalid_request_error", None, "unknown_url")
             await exchange.whole(404, text, "application/json", {})
         elif path == "/audio/speech":
@@ -200,39 +163,18 @@ class Simulator:
         return left, 60 - (now - recent[0]) if recent else 0.0
 
     def _body(self, path: str, call_id: str, request: Body, answer: list[str]) -> Body:
-        match path:
-            case "/chat/completions":
-                return replies.chat(call_id, request, answer)
-            case "/completions":
-                return replies.completion(call_id, request, answer)
-            case "/embeddings":
-                return replies.embeddings(request)
-            case "/responses":
-                made = responses.response(call_id, request, answer)
-                self._store.keep(made, request.get("input"))
-                return made
-            case "/moderations":
-                return replies.moderation(call_id, request)
-            case "/audio/transcriptions" | "/audio/translations":
-                return {"text": "".join(answer)}
-        return replies.images(request)
+        body = _BODIES.get(path, _transcript)(call_id, request, answer)
+        if path == "/responses":
+            self._store.keep(body, request.get("input"))
+        return body
 
     def _events(self, path: str, call_id: str, request: Body, answer: list[str]) -> Iterator[Body]:
-        match path:
-            case "/chat/completions":
-                return replies.chat_chunks(call_id, request, answer)
-            case "/completions":
-                return replies.completion_chunks(call_id, request, answer)
-            case "/responses":
-                return responses.events(self._body(path, call_id, request, answer), answer)
-            case "/images/generations":
-                return replies.image_events("image_generation", request)
-            case "/images/edits":
-                return replies.image_events("image_edit", request)
-        return replies.transcript_events(answer)
+        if path == "/responses":
+            return responses.events(self._body(path, call_id, request, answer), answer)
+        return _EVENTS.get(path, _transcript_events)(call_id, request, answer)
 
     async def _stream(
-        self, exchange: _Exchange, path: str, events: Iterator[Body], how: Behaviour, limits: dict[str, str]
+        self, exchange: Exchange, path: str, events: Iterator[Body], how: Behaviour, limits: dict[str, str]
     ) -> None:
         self.ledger.streams += 1
         await exchange.start(200, "text/event-stream; charset=utf-8", limits)
@@ -253,7 +195,13 @@ class Simulator:
         await exchange.write(b"", more=False)
 
     async def _reply(
-        self, exchange: _Exchange, path: str, reply: Body, how: Behaviour, limits: dict[str, str], request: Body
+        self,
+        exchange: Exchange,
+        path: str,
+        reply: Body,
+        how: Behaviour,
+        limits: dict[str, str],
+        request: Body,
     ) -> None:
         plain = _TEXT.get(str(request.get("response_format"))) if path.startswith("/audio") else None
         body = reply["text"].encode() if plain else msgspec.json.encode(reply)
@@ -265,7 +213,7 @@ class Simulator:
             return
         await exchange.whole(200, body, plain or "application/json", limits)
 
-    async def _speak(self, exchange: _Exchange, how: Behaviour) -> None:
+    async def _speak(self, exchange: Exchange, how: Behaviour) -> None:
         sound = replies.speech()
         await exchange.start(200, "audio/wav")
         for start in range(0, len(sound), 1000):
@@ -275,7 +223,7 @@ class Simulator:
             await exchange.pause(0)
         await exchange.write(b"", more=False)
 
-    async def _stored(self, exchange: _Exchange, method: str, path: str, *, stream: bool) -> None:
+    async def _stored(self, exchange: Exchange, method: str, path: str, *, stream: bool) -> None:
         found = self._store.answer(method, path)
         if found is None:
             text = envelope(f"Response with id '{path.split('/')[2]}' not found.", "invalid_request_error")
@@ -288,29 +236,10 @@ class Simulator:
             await exchange.whole(200, msgspec.json.encode(found), "application/json", {})
 
 
-def _parse(path: str, body: bytes, content_type: str) -> Body:
-    if not body:
-        return {}
-    endpoint = _POSTS.get(path)
-    if endpoint is None:
-        return {}
-    wanted = peek(endpoint, body, content_type)
-    if endpoint.body == "multipart":
-        return {"model": wanted.model, "stream": wanted.stream, **_plain_fields(body)}
-    parsed: Body = msgspec.json.decode(body, type=dict[str, Any])
-    return parsed
-
-
-def _plain_fields(body: bytes) -> Body:
-    found = {}
-    for name in ("response_format", "prompt", "n"):
-        _, mark, rest = body.partition(f'name="{name}"\r\n\r\n'.encode())
-        if mark:
-            found[name] = rest.split(b"\r\n", 1)[0].decode(errors="replace")
-    return found
-
-
 def _error(status: int, code: str | None) -> bytes:
-    kinds = {404: ("invalid_request_error", "model_not_found"), 429: ("rate_limit_error", "rate_limit_exceeded")}
+    kinds = {
+        404: ("invalid_request_error", "model_not_found"),
+        429: ("rate_limit_error", "rate_limit_exceeded"),
+    }
     kind, usual = kinds.get(status, ("server_error" if status >= 500 else "invalid_request_error", None))
     return envelope(f"The simulator was asked for a {status}.", code or kind, None, code or usual)

@@ -52,7 +52,12 @@ def behaviour(settings: SimulatorSettings, model: str, max_tokens: int | None = 
     max_tokens: The request's own bound.
     """
     base = Behaviour(
-        settings.latency, settings.tokens, settings.gap, settings.first, settings.fail, settings.requests_per_minute
+        settings.latency,
+        settings.tokens,
+        settings.gap,
+        settings.first,
+        settings.fail,
+        settings.requests_per_minute,
     )
     wholes = {field.name for field in fields(Behaviour) if "int" in str(field.type)}
     flags = {"quota", "html"}

@@ -20,10 +20,11 @@ MODELS = (
     "whisper-1",
 )
 CREATED = 1_731_000_000
-_WORDS = (
+_TEXT = (
     "water rises behind the gate until the keeper turns the wheel and lets a measured stream run down to the mill "
     "where it turns stones grinds grain and goes on its way quietly as if nothing had happened"
-).split()
+)
+_WORDS = _TEXT.split()
 _PNG = base64.b64encode(
     b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x06\x00\x00\x00\x1f\x15\xc4\x89"
     b"\x00\x00\x00\rIDATx\x9cc\xf8\xff\xff?\x00\x05\xfe\x02\xfe\xa75\x81\x84\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -57,7 +58,7 @@ def usage(prompt: int, completion: int) -> Body:
 
 
 def chat(call_id: str, request: Body, answer: list[str]) -> Body:
-    message = {"role": "assistant", "content": "".join(answer), "refusal": None, "annotations": []}
+    message: Body = {"role": "assistant", "content": "".join(answer), "refusal": None, "annotations": []}
     return {
         "id": f"chatcmpl-{call_id}",
         "object": "chat.completion",
@@ -107,7 +108,12 @@ def completion(call_id: str, request: Body, answer: list[str]) -> Body:
 
 
 def completion_chunks(call_id: str, request: Body, answer: list[str]) -> Iterator[Body]:
-    head = {"id": f"cmpl-{call_id}", "object": "text_completion", "created": CREATED, "model": request["model"]}
+    head = {
+        "id": f"cmpl-{call_id}",
+        "object": "text_completion",
+        "created": CREATED,
+        "model": request["model"],
+    }
     for token in answer:
         yield {**head, "choices": [{"index": 0, "text": token, "logprobs": None, "finish_reason": None}]}
     yield {**head, "choices": [{"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}]}
@@ -162,7 +168,13 @@ def images(request: Body) -> Body:
 
 
 def image_events(kind: str, request: Body) -> Iterator[Body]:
-    head = {"b64_json": _PNG, "created_at": CREATED, "size": "1024x1024", "quality": "low", "background": "opaque"}
+    head = {
+        "b64_json": _PNG,
+        "created_at": CREATED,
+        "size": "1024x1024",
+        "quality": "low",
+        "background": "opaque",
+    }
     head["output_format"] = "png"
     for place in range(int(request.get("partial_images") or 0)):
         yield {"type": f"{kind}.partial_image", "partial_image_index": place, **head}

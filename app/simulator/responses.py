@@ -31,7 +31,13 @@ class ResponseStore:
             item = {"id": "msg_in", "type": "message", "role": "user", "status": "completed"}
             content = [{"type": "input_text", "text": given if isinstance(given, str) else str(given)}]
             found = [{**item, "content": content}]
-            return {"object": "list", "data": found, "first_id": "msg_in", "last_id": "msg_in", "has_more": False}
+            return {
+                "object": "list",
+                "data": found,
+                "first_id": "msg_in",
+                "last_id": "msg_in",
+                "has_more": False,
+            }
         if rest == "cancel":
             return {**response, "status": "cancelled"}
         if method == "DELETE":
@@ -73,7 +79,13 @@ def response(call_id: str, request: Body, answer: list[str]) -> Body:
 def _message(call_id: str, text: str, status: str) -> Body:
     part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     content = [part] if status == "completed" else []
-    return {"id": f"msg_{call_id}", "type": "message", "role": "assistant", "status": status, "content": content}
+    return {
+        "id": f"msg_{call_id}",
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": content,
+    }
 
 
 def events(whole: Body, answer: list[str]) -> Iterator[Body]:

@@ -25,7 +25,12 @@ async def running(settings: SimulatorSettings) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
-        Simulator(settings), log_config=None, log_level="critical", access_log=False, lifespan="off", ws="none"
+        Simulator(settings),
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        lifespan="off",
+        ws="none",
     )
     server = _Quiet(config)
     task = asyncio.create_task(server.serve([listener]), name="simulator")

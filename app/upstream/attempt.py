@@ -79,7 +79,11 @@ class Upstream:
         return finish
 
     async def _exchange(
-        self, call: Call, target: Target, deadline: float, finish: Callable[[int | None, BaseException | None], None]
+        self,
+        call: Call,
+        target: Target,
+        deadline: float,
+        finish: Callable[[int | None, BaseException | None], None],
     ) -> Reply:
         loop = asyncio.get_running_loop()
         deadline = min(deadline, loop.time() + self.settings.total_timeout)
@@ -125,9 +129,7 @@ class Upstream:
         idle = self.settings.idle_timeout
         kind = headers.get("content-type", "").lower()
         if raw.status < 400 and call.stream and not kind.startswith(("application/json", "text/html", "audio/")):
-            events = Events(
-                raw, terminals=call.endpoint.terminals, deadline=deadline, idle_timeout=idle, on_end=on_end
-            )
+            events = Events(raw, terminals=call.endpoint.terminals, deadline=deadline, idle_timeout=idle, on_end=on_end)
             await events.open(patience)
             if events.reader.error is not None and not events.reader.started:
                 return await _as_error(events, headers)

@@ -26,7 +26,12 @@ class Body:
     """
 
     def __init__(
-        self, raw: RawReply, *, deadline: float, idle_timeout: float, on_end: Callable[[BaseException | None], None]
+        self,
+        raw: RawReply,
+        *,
+        deadline: float,
+        idle_timeout: float,
+        on_end: Callable[[BaseException | None], None],
     ) -> None:
         self._raw = raw
         self._deadline = deadline

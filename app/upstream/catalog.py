@@ -68,7 +68,8 @@ class Catalog:
 
     async def _keep_one_fresh(self, upstream: Upstream) -> None:
         while True:
-            await asyncio.sleep(self._ttl if await self.refresh(upstream) else min(self._ttl, _RETRY_SECONDS))
+            listed = await self.refresh(upstream)
+            await asyncio.sleep(self._ttl if listed else min(self._ttl, _RETRY_SECONDS))
 
     async def refresh(self, upstream: Upstream) -> bool:
         """Looks once. Returns: Whether the upstream gave a list; if not, the old one stays."""

@@ -1,6 +1,7 @@
 """The only user of the SDK: one shared `AsyncOpenAI` (or `AsyncAzureOpenAI`) per upstream, bytes in, raw reply out."""
 
 from collections.abc import Mapping
+from typing import cast
 from urllib.parse import quote
 
 import httpx2
@@ -45,7 +46,7 @@ class _BuildsOnce:
             key = options.url
             known = self.__dict__.setdefault("_prepared", {}).get(key)
             if known is not None:
-                stream = httpx2.ByteStream(options.content)
+                stream = httpx2.ByteStream(cast("bytes", options.content))
                 return httpx2.Request("POST", known[0], stream=stream, extensions={"prepared": known[1]})
         request: httpx2.Request = super()._build_request(options, retries_taken=retries_taken)  # type: ignore[misc]
         if key is not None:
@@ -139,9 +140,11 @@ def _reply(response: httpx2.Response) -> RawReply:
 def _sdk(settings: UpstreamSettings, base_url: str) -> AsyncOpenAI:
     verify = httpx2.create_ssl_context() if base_url.startswith("https") else None
     transport = Transport(
-        limit=settings.max_in_flight + _SPARE_CONNECTIONS, connect_timeout=settings.connect_timeout, verify=verify
+        limit=settings.max_in_flight + _SPARE_CONNECTIONS,
+        connect_timeout=settings.connect_timeout,
+        verify=verify,
     )
-    http = httpx2.AsyncClient(transport=transport, timeout=None, follow_redirects=False)  # noqa: S113 - clocks: body.py
+    http = httpx2.AsyncClient(transport=transport, timeout=None, follow_redirects=False)  # the clocks are in body.py
     key = settings.api_key.get_secret_value() if settings.api_key else _NO_KEY
     if settings.kind != "azure":
         return _OpenAI(api_key=key, base_url=base_url, max_retries=0, http_client=http)

@@ -31,7 +31,10 @@ def split(body: bytes, most: int) -> list[bytes]:
     if not given.startswith(b"["):
         return [body]
     inputs = _ITEMS.decode(given)
-    if len(inputs) <= most or bytes(inputs[0])[:1] not in {b'"', b"["}:  # numbers: one input, already in tokens
+    if len(inputs) <= most or bytes(inputs[0])[:1] not in {
+        b'"',
+        b"[",
+    }:  # numbers: one input, already in tokens
         return [body]
     parts = (inputs[start : start + most] for start in range(0, len(inputs), most))
     return [msgspec.json.encode({**fields, "input": part}) for part in parts]

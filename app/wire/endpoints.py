@@ -50,7 +50,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/images/edits", "Images from images and text", "multipart", "optional", terminals=_IMAGE_ENDS),
     Endpoint("POST", "/images/variations", "Variations of an image", "multipart", "optional"),
     Endpoint(
-        "POST", "/audio/speech", "Speech from text", reply="any", terminals=frozenset({"speech.audio.done", "error"})
+        "POST",
+        "/audio/speech",
+        "Speech from text",
+        reply="any",
+        terminals=frozenset({"speech.audio.done", "error"}),
     ),
     Endpoint(
         "POST",

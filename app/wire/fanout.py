@@ -1,6 +1,5 @@
 """The fan-out's formats: what comes in as one JSON document or line by line, and the lines that go out."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,7 +11,6 @@ from app.errors import InvalidRequestError
 from app.wire.endpoints import BY_PATH, FANOUT_PATHS, Endpoint
 from app.wire.parsing import decode
 from app.wire.request import Peek, peek
-from app.wire.usage import Usage, add
 
 _CHECKED_IDS = 250_000  # of a stream without end, duplicates are looked for among this many
 
@@ -83,9 +81,7 @@ class ItemReader:
         """Reads one line of NDJSON; a broken one becomes an item with a flaw."""
         index, custom_id = self._index, None
         try:
-            if text is None:
-                raise InvalidRequestError("the line is too long (max_line_bytes)")
-            parsed = decode(_ITEM, text)
+            parsed = _item_of(text)
             custom_id = parsed.custom_id
             return self.item(parsed, "")
         except InvalidRequestError as flaw:
@@ -110,7 +106,7 @@ class ItemReader:
         models = self._options.models
         units = tuple(
             self._unit(endpoint, fields if model is None else {**fields, "model": _raw(model)}, model, where)
-            for model in (models or [None])
+            for model in models or (None,)
         )
         return Item(index, custom_id, units)
 
@@ -124,6 +120,12 @@ class ItemReader:
             message = "stream: true needs the request header Accept: text/event-stream"
             raise InvalidRequestError(message, param=_at(where, "body", "stream"))
         return Unit(endpoint, body, seen, model)
+
+
+def _item_of(text: bytes | None) -> _Item:
+    if text is None:
+        raise InvalidRequestError("the line is too long (max_line_bytes)")
+    return decode(_ITEM, text)
 
 
 def read_document(body: bytes, *, streams: bool) -> tuple[Options, list[Item]]:
@@ -178,98 +180,3 @@ def _at(*parts: str | None) -> str:
 
 def _raw(value: str) -> Raw:
     return Raw(msgspec.json.encode(value))
-
-
-def new_id(prefix: str) -> str:
-    return prefix + os.urandom(12).hex()
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Milliseconds of one result."""
-
-    queue_ms: float = 0.0
-    upstream_ms: float = 0.0
-    attempts: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How one item (and model) ended: with a reply (`status`, `body`), or without one (`code`, `message`)."""
-
-    item: Item
-    model: str | None
-    timing: Timing
-    status: int = 0
-    request_id: str = ""
-    body: bytes = b""
-    code: str = ""
-    message: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return 200 <= self.status < 300
-
-    def line(self) -> bytes:
-        """Returns: The result line as JSON, without a line feed: OpenAI's batch output line, `index`, `timing`."""
-        response, error = None, None
-        if self.status:
-            response = {"status_code": self.status, "request_id": self.request_id, "body": _json(self.body)}
-        else:
-            error = {"code": self.code, "message": self.message}
-        line: dict[str, object] = {
-            "id": new_id("batch_req_"),
-            "index": self.item.index,
-            "custom_id": self.item.custom_id,
-            "response": response,
-            "error": error,
-            "timing": self.timing,
-        }
-        if self.model is not None:
-            line["model"] = self.model
-        return msgspec.json.encode(line)
-
-
-def _json(body: bytes) -> Raw | str:
-    try:
-        _ANYTHING.decode(body)
-    except (msgspec.MsgspecError, RecursionError):
-        return body.decode(errors="replace")
-    return Raw(body)
-
-
-class _Anything(msgspec.Struct):
-    usage: Usage | None = None
-
-
-_ANYTHING = msgspec.json.Decoder(_Anything)
-
-
-class Summary:
-    """Counts, usage and times over all results so far."""
-
-    def __init__(self) -> None:
-        self.id = new_id("fanout_")
-        self.total = self.completed = self.failed = 0
-        self.sum_ms = 0.0
-        self.usage: Usage = {}
-
-    def count(self, result: Result) -> None:
-        self.total += 1
-        self.completed += result.ok
-        self.failed += not result.ok
-        self.sum_ms += result.timing.upstream_ms
-        if result.ok:
-            try:
-                add(self.usage, _ANYTHING.decode(result.body).usage or {})
-            except (msgspec.MsgspecError, RecursionError):
-                pass
-
-    def fields(self, wall_ms: float) -> dict[str, object]:
-        """Returns: What the reply and the summary line have in common."""
-        return {
-            "id": self.id,
-            "counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
-            "usage": self.usage,
-            "timing": {"wall_ms": round(wall_ms, 1), "sum_ms": round(self.sum_ms, 1)},
-        }

@@ -19,7 +19,7 @@ class MalformedEventError(Exception):
 
 
 class _Chunk(msgspec.Struct):
-    error: Raw | None | UnsetType = UNSET
+    error: Raw | UnsetType | None = UNSET
     type: Raw | UnsetType = UNSET
 
 

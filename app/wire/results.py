@@ -1,0 +1,104 @@
+"""The fan-out's lines that go out: OpenAI's batch output line with `index` and `timing`, and the summary."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import Raw
+
+from app.wire.fanout import Item
+from app.wire.usage import Usage, add
+
+
+def new_id(prefix: str) -> str:
+    return prefix + os.urandom(12).hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of one result."""
+
+    queue_ms: float = 0.0
+    upstream_ms: float = 0.0
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one item (and model) ended: with a reply (`status`, `body`), or without one (`code`, `message`)."""
+
+    item: Item
+    model: str | None
+    timing: Timing
+    status: int = 0
+    request_id: str = ""
+    body: bytes = b""
+    code: str = ""
+    message: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    def line(self) -> bytes:
+        """Returns: The result line as JSON, without a line feed: OpenAI's batch output line, `index`, `timing`."""
+        response, error = None, None
+        if self.status:
+            response = {"status_code": self.status, "request_id": self.request_id, "body": _json(self.body)}
+        else:
+            error = {"code": self.code, "message": self.message}
+        line: dict[str, object] = {
+            "id": new_id("batch_req_"),
+            "index": self.item.index,
+            "custom_id": self.item.custom_id,
+            "response": response,
+            "error": error,
+            "timing": self.timing,
+        }
+        if self.model is not None:
+            line["model"] = self.model
+        return msgspec.json.encode(line)
+
+
+def _json(body: bytes) -> Raw | str:
+    try:
+        _ANYTHING.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return body.decode(errors="replace")
+    return Raw(body)
+
+
+class _Anything(msgspec.Struct):
+    usage: Usage | None = None
+
+
+_ANYTHING = msgspec.json.Decoder(_Anything)
+
+
+class Summary:
+    """Counts, usage and times over all results so far."""
+
+    def __init__(self) -> None:
+        self.id = new_id("fanout_")
+        self.total = self.completed = self.failed = 0
+        self.sum_ms = 0.0
+        self.usage: Usage = {}
+
+    def count(self, result: Result) -> None:
+        self.total += 1
+        self.completed += result.ok
+        self.failed += not result.ok
+        self.sum_ms += result.timing.upstream_ms
+        if result.ok:
+            with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+                add(self.usage, _ANYTHING.decode(result.body).usage or {})
+
+    def fields(self, wall_ms: float) -> dict[str, object]:
+        """Returns: What the reply and the summary line have in common."""
+        return {
+            "id": self.id,
+            "counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
+            "usage": self.usage,
+            "timing": {"wall_ms": round(wall_ms, 1), "sum_ms": round(self.sum_ms, 1)},
+        }

@@ -1,0 +1,42 @@
+"""Servers that tests share: one simulator, and one gateway in front of it."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from tests.support import Server, serving
+
+
+@pytest.fixture(scope="session")
+def simulator() -> Iterator[Server]:
+    """An upstream that answers at once, five tokens, a millisecond apart, unless the model's name says otherwise."""
+    with serving("simulate", "--latency", "0", "--tokens", "5", "--gap", "0.001") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gateway(simulator: Server) -> Iterator[Server]:
+    """A gateway with default settings, in front of the simulator."""
+    with serving("serve", env={"OPENAI_BASE_URL": simulator.base_url, "OPENAI_API_KEY": "sk-upstream"}) as server:
+        yield server
+
+
+@pytest.fixture
+def client(gateway: Server) -> Iterator[OpenAI]:
+    with OpenAI(base_url=gateway.base_url, api_key="any", max_retries=0) as sync_client:
+        yield sync_client
+
+
+@pytest.fixture
+async def async_client(gateway: Server) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=gateway.base_url, api_key="any", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def http(gateway: Server) -> AsyncIterator[httpx.AsyncClient]:
+    """Plain HTTP to the gateway, for what an SDK would hide."""
+    async with httpx.AsyncClient(base_url=gateway.root, timeout=30) as plain:
+        yield plain

@@ -1,0 +1,187 @@
+"""Real servers for tests: ours in processes of their own, and upstreams that misbehave byte by byte."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+START_SECONDS = 30
+_OURS = ("SLUICEGATE_", "OPENAI_", "AZURE_OPENAI_")
+
+
+@dataclass
+class Server:
+    """A running process of ours. `root` has no /v1; `log()` is what it printed so far."""
+
+    root: str
+    process: "subprocess.Popen[bytes]"
+    folder: Path
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.root}/v1"
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def ledger(self, *, reset: bool = False) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.root}/ledger{'?reset=1' if reset else ''}").json()
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """The figures of the only upstream."""
+        upstreams = httpx.get(f"{self.root}/status").json()["upstreams"]
+        (only,) = upstreams.values()
+        found: dict[str, Any] = only
+        return found
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without anything that a gateway would read as a setting."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    return {**kept, **more}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving(
+    *command: str, env: Mapping[str, str] | None = None, toml: str | None = None, ready: str = "/v1/models"
+) -> Iterator[Server]:
+    """Runs `sluicegate COMMAND…` on a free port, in an empty folder; waits until it answers."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if toml is not None:
+            (folder / "sluicegate.toml").write_text(toml)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", *command, "--port", str(port)],
+                env=clean_environment(**(env or {})),
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        server = Server(f"http://127.0.0.1:{port}", process, folder)
+        try:
+            _wait_until_up(server, ready)
+            yield server
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait(timeout=60)
+
+
+def _wait_until_up(server: Server, path: str) -> None:
+    give_up = time.monotonic() + START_SECONDS
+    while time.monotonic() < give_up:
+        if server.process.poll() is not None:
+            raise AssertionError(f"the server ended with {server.process.returncode}:\n{server.log()}")
+        with contextlib.suppress(httpx.TransportError):
+            httpx.get(f"{server.root}{path}")
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the server did not start:\n{server.log()}")
+
+
+async def eventually(check: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
+    """Awaits a condition; fails after `seconds`."""
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        found = check()
+        if isinstance(found, bool) and found:
+            return
+        if not isinstance(found, bool) and await found:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"did not come true within {seconds:g} seconds")
+
+
+@dataclass
+class Request:
+    """What a scripted upstream was sent."""
+
+    line: str
+    headers: dict[str, str]
+    body: bytes
+
+
+Script = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class Scripted:
+    """An upstream in this process whose every byte is the test's; `requests` are those it has seen."""
+
+    base_url: str
+    requests: list[Request] = field(default_factory=list)
+
+
+@contextlib.asynccontextmanager
+async def scripted(script: Script) -> AsyncIterator[Scripted]:
+    """Serves `script` once per connection; the connection is closed when it returns."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            request = await _read_request(reader)
+            if " /v1/models" not in request.line:
+                upstream.requests.append(request)
+                await script(request, writer)
+                with contextlib.suppress(ConnectionError):
+                    await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    upstream = Scripted(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+    try:
+        yield upstream
+    finally:
+        server.close()
+
+
+async def _read_request(reader: asyncio.StreamReader) -> Request:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    line, *fields = head.strip().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (one.partition(": ") for one in fields)}
+    return Request(line, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
+
+
+def reply(
+    body: bytes, *, status: int = 200, content_type: str = "application/json", headers: Mapping[str, str] | None = None
+) -> bytes:
+    """A whole HTTP reply."""
+    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
+    return head.encode() + body
+
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked HTTP body."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def token(text: str) -> bytes:
+    """One chat chunk as an event."""
+    return (
+        b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":'
+        b'[{"index":0,"delta":{"content":"' + text.encode() + b'"},"finish_reason":null}]}\n\n'
+    )
