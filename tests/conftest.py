@@ -6,7 +6,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.support import Server, serving
+from tests.support import Server, free_port, serving
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +40,27 @@ async def http(gateway: Server) -> AsyncIterator[httpx.AsyncClient]:
     """Plain HTTP to the gateway, for what an SDK would hide."""
     async with httpx.AsyncClient(base_url=gateway.root, timeout=30) as plain:
         yield plain
+
+
+FRAGILE_PORT = free_port()
+_FRAGILE = f"""
+max_attempts = 1
+ping_interval = 0.3
+send_timeout = 1
+body_timeout = 0.5
+max_body_bytes = 100000
+max_reply_bytes = 1000000
+[upstreams.scripted]
+base_url = "http://127.0.0.1:{FRAGILE_PORT}/v1"
+connect_timeout = 1
+first_token_timeout = 1
+idle_timeout = 0.6
+total_timeout = 5
+"""
+
+
+@pytest.fixture(scope="session")
+def fragile() -> Iterator[Server]:
+    """A gateway with short clocks whose upstream is whatever a test serves on `FRAGILE_PORT`."""
+    with serving("serve", toml=_FRAGILE) as server:
+        yield server

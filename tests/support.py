@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -133,7 +134,7 @@ class Scripted:
 
 
 @contextlib.asynccontextmanager
-async def scripted(script: Script) -> AsyncIterator[Scripted]:
+async def scripted(script: Script, port: int = 0) -> AsyncIterator[Scripted]:
     """Serves `script` once per connection; the connection is closed when it returns."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -146,7 +147,7 @@ async def scripted(script: Script) -> AsyncIterator[Scripted]:
                     await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
     upstream = Scripted(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
     try:
         yield upstream
@@ -185,3 +186,35 @@ def token(text: str) -> bytes:
         b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":'
         b'[{"index":0,"delta":{"content":"' + text.encode() + b'"},"finish_reason":null}]}\n\n'
     )
+
+
+def streamed(*pieces: bytes, last: bytes = LAST_CHUNK) -> Script:
+    """A script that answers with an event stream, a TCP write per piece."""
+
+    async def script(_: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        for piece in pieces:
+            writer.write(chunk(piece))
+            await writer.drain()
+        writer.write(last)
+
+    return script
+
+
+def whole(answer: bytes) -> Script:
+    """A script that answers with these bytes."""
+
+    async def script(_: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+
+    return script
+
+
+def events_of(text: str) -> list[Any]:
+    """The data of each event, JSON decoded; `[DONE]` and comments as they are."""
+    assert text.endswith("\n\n")
+    found: list[Any] = []
+    for block in text[:-2].split("\n\n"):
+        data = block.split("data: ", 1)[-1]
+        found.append(json.loads(data) if data.startswith("{") else block)
+    return found

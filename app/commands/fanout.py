@@ -43,7 +43,7 @@ async def in_process(settings: GatewaySettings, file: Path, options: Mapping[str
 
     async with running_gateway(settings) as gateway:
         most = sum(upstream.admission.limit for upstream in gateway.stack.upstreams.values())
-        run = Fanout(gateway.splitter.call, items(), wanted, ANYONE, most)
+        run = Fanout(gateway.splitter.call, items(), wanted, ANYONE.check, most)
         try:
             async for result in run:
                 if isinstance(result, Result):

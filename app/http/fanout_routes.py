@@ -64,7 +64,7 @@ async def fan_out(request: Request, caller: CallerDep) -> Response:
 
 def _start(running: Gateway, caller: Caller, items: AsyncIterator[Item], options: Options) -> Fanout:
     most = sum(upstream.admission.limit for upstream in running.stack.upstreams.values())
-    return Fanout(running.splitter.call, items, options, caller, most)
+    return Fanout(running.splitter.call, items, options, caller.check, most)
 
 
 async def _listed(items: list[Item]) -> AsyncIterator[Item]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import msgspec
 
 from app.errors import DeadlineError, GatewayError, UpstreamCutError
-from app.services.keys import Caller
 from app.upstream.body import Events
 from app.upstream.types import Call, Reply, Trace
 from app.wire.assemble import Assembler
@@ -35,6 +34,7 @@ class Fanout:
     Args:
         send: The way to an upstream.
         items: Read only as fast as results are taken.
+        check: Raises a `GatewayError` where the caller may not use a model.
         most: Calls in flight at once: the server's own limit.
     """
 
@@ -43,7 +43,7 @@ class Fanout:
         send: Callable[[Call], Awaitable[Reply]],
         items: AsyncIterator[Item],
         options: Options,
-        caller: Caller,
+        check: Callable[[str | None], None],
         most: int,
     ) -> None:
         concurrency = min(options.concurrency or most, most)
@@ -52,7 +52,7 @@ class Fanout:
         self._send = send
         self._items = items
         self._options = options
-        self._caller = caller
+        self._check = check
         self._flying = asyncio.Semaphore(concurrency)
         self._window = asyncio.Semaphore(concurrency + _AHEAD)
         self._out: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(concurrency + _AHEAD)
@@ -139,7 +139,7 @@ class Fanout:
             return Result(item, unit.model, _timing(trace), status, new_id("req_"), body)
 
     async def _exchange(self, item: Item, unit: Unit, trace: Trace) -> tuple[int, bytes]:
-        self._caller.check(unit.peek.model)
+        self._check(unit.peek.model)
         timeout = None
         if self._options.timeout is not None:
             timeout = self._options.timeout - self.wall_ms / 1000

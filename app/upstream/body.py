@@ -14,7 +14,7 @@ from app.errors import (
 )
 from app.upstream.transport import RawReply
 from app.wire.encoding import Inflater
-from app.wire.sse import EventReader, MalformedEventError
+from app.wire.sse import EventReader
 
 
 class Body:
@@ -133,6 +133,7 @@ class Events(Body):
         super().__init__(raw, deadline=deadline, idle_timeout=idle_timeout, on_end=on_end)
         self.reader = EventReader(terminals)
         self._first = b""
+        self._closed = False
 
     async def open(self, patience: float) -> None:
         """The first-chunk gate: waits for a valid event, and keeps it.
@@ -143,26 +144,32 @@ class Events(Body):
         until = self._time() + patience
         while not self.reader.started and not self.reader.ended:
             self._first = await self._events(max(0.0, until - self._time()), FirstTokenTimeoutError)
+        if not self.reader.started:
+            self._check()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield self._first
         while not self.reader.ended:
             if events := await self._events(self._idle_timeout, IdleTimeoutError):
                 yield events
+        self._check()
 
     async def _events(self, patience: float, late: type[DeadlineError]) -> bytes:
         data = await self.piece(patience, late)
-        try:
-            return self.reader.feed(data) if data else self.reader.close()
-        except MalformedEventError as error:
-            kind = UpstreamMalformedError if data else UpstreamCutError
-            failure = kind(f"the upstream's stream broke: {error}")
+        self._closed = not data
+        return self.reader.feed(data) if data else self.reader.close()
+
+    def _check(self) -> None:
+        """Raises: UpstreamCutError, UpstreamMalformedError: The stream has a flaw, and what came before it is out."""
+        if self.reader.flaw is not None:
+            kind = UpstreamCutError if self._closed else UpstreamMalformedError
+            failure = kind(f"the upstream's stream broke: {self.reader.flaw}")
             self._failure = failure
-            raise failure from None
+            raise failure
 
     async def aclose(self, failure: BaseException | None = None) -> None:
         try:
-            if self._open and self.reader.ended and failure is None and not self._raw.at_end:
+            if self._open and self.reader.done and failure is None and not self._raw.at_end:
                 await self._raw.drain()
         finally:
             await super().aclose(failure)

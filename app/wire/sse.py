@@ -19,7 +19,7 @@ class MalformedEventError(Exception):
 
 
 class _Chunk(msgspec.Struct):
-    error: Raw | UnsetType | None = UNSET
+    error: Raw | UnsetType = UNSET  # `Raw | None` would refuse everything but null
     type: Raw | UnsetType = UNSET
 
 
@@ -36,6 +36,7 @@ class EventReader:
         done: `[DONE]` has been read; whatever follows it is dropped.
         error: The error object (JSON) of an upstream's own error event, which ends the stream.
         complete: An event of a terminal type has been read.
+        flaw: Something that is no event has been read; what came before it has been handed out.
     """
 
     def __init__(self, terminals: frozenset[str] = frozenset()) -> None:
@@ -43,20 +44,20 @@ class EventReader:
         self.done = False
         self.error: bytes | None = None
         self.complete = False
+        self.flaw: MalformedEventError | None = None
         self._terminals = {msgspec.json.encode(name) for name in terminals}
         self._rest = b""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is to be read: `[DONE]` or an error event."""
-        return self.done or self.error is not None
+        """Whether nothing more is to be read: `[DONE]`, an error event or a flaw."""
+        return self.done or self.error is not None or self.flaw is not None
 
     def feed(self, data: bytes) -> bytes:
         """Takes the next bytes as they came.
 
-        Returns: The whole events that they complete, framed; maybe none.
-        Raises:
-            MalformedEventError: An event is not JSON, or too long.
+        Returns: The whole events that they complete, framed; maybe none. The first that is not JSON, or too long,
+            becomes the `flaw`, and ends the stream.
         """
         data = self._rest + data if self._rest else data
         if b"\r" in data:
@@ -66,7 +67,7 @@ class EventReader:
         if cut == 1:
             self._rest = data
             if len(data) > _MAX_EVENT_BYTES:
-                raise MalformedEventError("an event is too long")
+                self.flaw = MalformedEventError("an event is too long")
             return b""
         self._rest = data[cut:]
         return self._checked(data[:cut])
@@ -74,9 +75,8 @@ class EventReader:
     def close(self) -> bytes:
         """The upstream closed its stream.
 
-        Returns: What is still to be sent so that the client sees a whole stream, maybe nothing.
-        Raises:
-            MalformedEventError: The upstream closed too early.
+        Returns: What is still to be sent so that the client sees a whole stream, maybe nothing. If it closed too
+            early, that is the `flaw`.
         """
         last = b""
         if not self.ended and self._rest.strip():  # a last event without its blank line
@@ -84,7 +84,8 @@ class EventReader:
         if self.ended:
             return last
         if not self.complete:
-            raise MalformedEventError("the stream ended early")
+            self.flaw = MalformedEventError("the stream ended early")
+            return last
         self.done = True
         return last + DONE
 
@@ -95,7 +96,12 @@ class EventReader:
             if self.ended:
                 changed = True
                 break
-            clean = self._event(event)
+            try:
+                clean = self._event(event)
+            except MalformedEventError as flaw:
+                self.flaw = flaw
+                changed = True
+                break
             changed |= clean is not event
             if clean:
                 kept.append(clean)
@@ -122,7 +128,7 @@ class EventReader:
             self.done = self.started = True
             return
         chunk = _decoded(payload)
-        if isinstance(chunk.error, Raw):
+        if isinstance(chunk.error, Raw) and bytes(chunk.error) != b"null":
             self.error = bytes(chunk.error)
         elif self._terminals and isinstance(chunk.type, Raw) and bytes(chunk.type) in self._terminals:
             self.complete = True
