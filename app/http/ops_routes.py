@@ -1,5 +1,7 @@
 """For those who run it: is it alive, can it serve, how is it doing."""
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
@@ -45,7 +47,8 @@ async def status(request: Request, _: CallerDep) -> JSONResponse:
         }
         for name, upstream in running.stack.upstreams.items()
     }
-    return JSONResponse({"uptime_seconds": running.uptime.seconds(), **_notice(running), "upstreams": upstreams})
+    process = {"uptime_seconds": running.uptime.seconds(), "tasks": len(asyncio.all_tasks())}
+    return JSONResponse({**process, **_notice(running), "upstreams": upstreams})
 
 
 def _notice(running: Gateway) -> dict[str, object]:
