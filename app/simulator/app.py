@@ -21,7 +21,7 @@ from app.simulator.replies import Body
 from app.simulator.requests import POSTS, parse
 from app.wire.sse import DONE, event
 
-_NO_DONE = frozenset({"/responses", "/images/generations", "/images/edits", "/audio/transcriptions"})
+_NO_DONE = frozenset({"/responses", "/images/generations", "/images/edits", "/audio/transcriptions", "/audio/speech"})
 _TEXT = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
 _HTML = b"<!doctype html><title>Not what you asked for</title>"
 
@@ -49,6 +49,7 @@ _EVENTS: dict[str, Callable[[str, Body, list[str]], Iterator[Body]]] = {
     "/completions": replies.completion_chunks,
     "/images/generations": lambda _id, request, _answer: replies.image_events("image_generation", request),
     "/images/edits": lambda _id, request, _answer: replies.image_events("image_edit", request),
+    "/audio/speech": lambda _id, _request, _answer: replies.speech_events(),
 }
 
 
@@ -124,9 +125,9 @@ class Simulator:
         elif path not in POSTS or method != "POST":
             text = envelope(f"Unknown request URL: {method} {path}", "invalid_request_error", None, "unknown_url")
             await exchange.whole(404, text, "application/json", {})
-        elif path == "/audio/speech":
+        elif path == "/audio/speech" and request.get("stream_format") != "sse":
             await self._speak(exchange, how)
-        elif request.get("stream") in {True, "true"}:
+        elif request.get("stream") in {True, "true"} or request.get("stream_format") == "sse":
             await self._stream(exchange, path, self._events(path, call_id, request, answer), how, limits)
         else:
             await self._reply(exchange, path, self._body(path, call_id, request, answer), how, limits, request)

@@ -189,6 +189,11 @@ def speech() -> bytes:
     return head + samples
 
 
+def speech_events() -> Iterator[Body]:
+    yield {"type": "speech.audio.delta", "audio": base64.b64encode(speech()).decode()}
+    yield {"type": "speech.audio.done", "usage": {"input_tokens": 1, "output_tokens": 8, "total_tokens": 9}}
+
+
 def transcript_events(answer: list[str]) -> Iterator[Body]:
     for token in answer:
         yield {"type": "transcript.text.delta", "delta": token}

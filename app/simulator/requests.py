@@ -26,7 +26,7 @@ def parse(path: str, body: bytes, content_type: str) -> Body:
 
 def _plain_fields(body: bytes) -> Body:
     found = {}
-    for name in ("response_format", "prompt", "n"):
+    for name in ("response_format", "prompt", "n", "partial_images"):
         _, mark, rest = body.partition(f'name="{name}"\r\n\r\n'.encode())
         if mark:
             found[name] = rest.split(b"\r\n", 1)[0].decode(errors="replace")

@@ -42,6 +42,7 @@ class _Document(Options, kw_only=True):
 
 _DOCUMENT = msgspec.json.Decoder(_Document)
 _ITEM = msgspec.json.Decoder(_Item)
+_FIELDS = msgspec.json.Decoder(Fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +146,11 @@ def read_options(query: Mapping[str, str]) -> Options:
     Raises: InvalidRequestError: One of them is wrong or unknown.
     """
     given: dict[str, Any] = dict(query)
+    if "models" in given:
+        given["models"] = given["models"].split(",")
+    if "defaults" in given:
+        given["defaults"] = decode(_FIELDS, given["defaults"].encode(), "defaults")
     try:
-        if "models" in given:
-            given["models"] = given["models"].split(",")
-        if "defaults" in given:
-            given["defaults"] = msgspec.json.decode(given["defaults"])
         options = msgspec.json.decode(msgspec.json.encode(given), type=Options, strict=False)
     except msgspec.MsgspecError as error:
         message = str(error)

@@ -29,6 +29,7 @@ class _Json(msgspec.Struct):
     model: str | UnsetType = UNSET
     stream: bool | None = None
     prompt: Raw | UnsetType = UNSET
+    stream_format: str | None = None  # speech: its way of saying `stream`
 
 
 _PEEK = msgspec.json.Decoder(_Json)
@@ -49,9 +50,10 @@ def peek(endpoint: Endpoint, body: bytes, content_type: str = "") -> Peek:
         found = Peek(_text(form, body, "model"), stream=_text(form, body, "stream") == "true")
     else:
         json = decode(_PEEK, body)
+        streams = bool(json.stream) or json.stream_format == "sse"
         if json.model is UNSET and json.prompt is not UNSET and endpoint.path == "/responses":
-            return Peek(None, stream=bool(json.stream))  # a stored prompt brings its own model
-        found = Peek(None if json.model is UNSET else json.model, stream=bool(json.stream))
+            return Peek(None, stream=streams)  # a stored prompt brings its own model
+        found = Peek(None if json.model is UNSET else json.model, stream=streams)
     if found.model == "" or (found.model is None and endpoint.model == "required"):
         raise InvalidRequestError("you must provide a model", param="model")
     return found

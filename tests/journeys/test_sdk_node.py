@@ -1,0 +1,48 @@
+"""Every endpoint through a real gateway, driven by the official Node SDK: `tests/node/*.test.mjs`."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support import Server, eventually
+
+FOLDER = Path(__file__).parents[1] / "node"
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """The path of `node`; the SDK is installed beside the tests."""
+    found, npm = shutil.which("node"), shutil.which("npm")
+    if found is None or npm is None:
+        pytest.skip("node or npm is not on the PATH")
+    if not (FOLDER / "node_modules" / "openai").is_dir():
+        command = [npm, "install", "--no-audit", "--no-fund", "--silent"]
+        made = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=300, check=False)
+        assert made.returncode == 0, f"npm install failed:\n{made.stdout}{made.stderr}"
+    return found
+
+
+async def test_the_node_sdk_works_on_every_endpoint(node: str, gateway: Server, http: httpx.AsyncClient) -> None:
+    async def models_are_known() -> bool:  # what an upstream lists is looked up in the background
+        return "gpt-4o-mini" in (await http.get("/v1/models")).text
+
+    await eventually(models_are_known)
+    process = await asyncio.create_subprocess_exec(
+        node,
+        "--test",
+        "--test-reporter=tap",
+        cwd=FOLDER,
+        env={**os.environ, "BASE_URL": gateway.base_url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output = (await asyncio.wait_for(process.communicate(), timeout=120))[0].decode()
+    assert process.returncode == 0, output
+    assert "\n# fail 0" in output, output
+    assert "\n# skipped 0" in output, output
+    assert "\n# pass 0" not in output, "no test was found"
