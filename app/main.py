@@ -53,6 +53,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         lifespan=_lifespan(chosen),
         redirect_slashes=False,
     )
+    _warn_of_what_is_to_come(chosen)
     handlers.install(app)
     openapi.install(app)
     app.include_router(openai_routes.router(), prefix="/v1")
@@ -71,6 +72,15 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         )
     app.add_middleware(Edge)
     return app
+
+
+def _warn_of_what_is_to_come(settings: GatewaySettings) -> None:
+    """Says which settings are read but do nothing yet, so that nobody relies on them."""
+    for name, upstream in settings.upstreams.items():
+        if upstream.requests_per_minute or upstream.tokens_per_minute:
+            log.warning("upstreams.%s: requests_per_minute and tokens_per_minute are not enforced yet", name)
+    if settings.database_url is not None:
+        log.warning("database_url is not used yet")
 
 
 def _lifespan(

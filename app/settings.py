@@ -35,7 +35,7 @@ class SimulatorSettings(_Frozen):
 class UpstreamSettings(_Frozen):
     """One place that answers calls."""
 
-    kind: Literal["openai", "azure", "simulator"] = "openai"
+    kind: Literal["openai", "azure", "simulator"] = Field("openai", description="what it speaks")
     base_url: str = Field("", description="OpenAI-compatible base URL; for azure the resource's endpoint")
     api_key: SecretStr | None = Field(None, description="the upstream's key, or env:NAME")
     api_version: str | None = Field(None, description="azure only: deployment paths with this api-version")
@@ -97,7 +97,7 @@ class GatewaySettings(_Frozen):
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 = any free one")
     workers: int = Field(1, ge=1, le=256, description="processes; limits and figures count per process")
     allow_open: bool = Field(False, description="listen beyond loopback although no key is set")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
     access_log: bool = Field(True, description="one JSON line a call, on standard output")
     data_dir: Path = Field(Path("data"), description="embedded storage (read, not used yet)")
     database_url: SecretStr | None = Field(None, description="shared storage (read, not used yet)")

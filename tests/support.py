@@ -90,13 +90,14 @@ def serving(
 
 def _wait_until_up(server: Server, path: str) -> None:
     give_up = time.monotonic() + START_SECONDS
-    while time.monotonic() < give_up:
-        if server.process.poll() is not None:
-            raise AssertionError(f"the server ended with {server.process.returncode}:\n{server.log()}")
-        with contextlib.suppress(httpx.TransportError):
-            httpx.get(f"{server.root}{path}")
-            return
-        time.sleep(0.02)
+    with httpx.Client(verify=False) as http:
+        while time.monotonic() < give_up:
+            if server.process.poll() is not None:
+                raise AssertionError(f"the server ended with {server.process.returncode}:\n{server.log()}")
+            with contextlib.suppress(httpx.TransportError):
+                http.get(f"{server.root}{path}")
+                return
+            time.sleep(0.01)
     raise AssertionError(f"the server did not start:\n{server.log()}")
 
 

@@ -1,0 +1,63 @@
+"""What a failed attempt means for the same target and for another one."""
+
+import pytest
+
+from app import errors
+from app.policies.outcome import OK, Outcome, of_error, of_status
+
+FINAL = Outcome(ok=False)
+TRANSIENT = Outcome(ok=False, retry=True, reroute=True)
+ELSEWHERE = Outcome(ok=False, reroute=True)
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 304, 399])
+def test_below_four_hundred_all_is_well(status: int) -> None:
+    assert of_status(status, None) is OK
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 529, 599])
+def test_what_may_pass_is_tried_again_here_and_elsewhere(status: int) -> None:
+    assert of_status(status, None) == TRANSIENT
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_is_wrong_with_this_target_only_is_tried_elsewhere(status: int) -> None:
+    assert of_status(status, "model_not_found") == ELSEWHERE
+
+
+@pytest.mark.parametrize("status", [400, 405, 413, 415, 422])
+def test_a_wrong_request_is_wrong_everywhere(status: int) -> None:
+    assert of_status(status, "invalid_request_error") == FINAL
+
+
+@pytest.mark.parametrize("status", [403, 429, 500])
+def test_a_spent_quota_is_never_tried_again_here(status: int) -> None:
+    assert of_status(status, "insufficient_quota") == ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    "error", [errors.UpstreamUnreachableError, errors.UpstreamMalformedError, errors.UpstreamCutError]
+)
+def test_an_upstream_without_a_usable_reply_may_have_one_later(error: type[errors.GatewayError]) -> None:
+    assert of_error(error("x")) == TRANSIENT
+
+
+@pytest.mark.parametrize(
+    "error", [errors.FirstTokenTimeoutError, errors.QueueFullError, errors.IdleTimeoutError, errors.DeadlineError]
+)
+def test_a_slow_or_full_upstream_is_left_for_another(error: type[errors.GatewayError]) -> None:
+    assert of_error(error("x")) == ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InvalidRequestError,
+        errors.AuthenticationError,
+        errors.ClientHungUpError,
+        errors.DrainingError,
+        errors.InternalError,
+    ],
+)
+def test_what_no_upstream_can_cure_is_final(error: type[errors.GatewayError]) -> None:
+    assert of_error(error("x")) == FINAL
