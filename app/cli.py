@@ -64,7 +64,7 @@ def _serve(host: str | None, port: int | None, workers: int | None, config: str 
         return
     from app.main import create_app
 
-    serving.serve(create_app(settings), settings.host, settings.port, settings.drain_timeout)
+    serving.serve(create_app(settings), settings.host, settings.port)
 
 
 @cli.command()
@@ -88,7 +88,7 @@ def simulate(
         f"Simulator: base_url http://{host}:{port}/v1, ledger at /ledger. In the model's name:\n{knobs}",
         err=True,
     )
-    serving.serve(Simulator(chosen), host, port, drain_timeout=1)
+    serving.serve(Simulator(chosen), host, port)
 
 
 @cli.command()

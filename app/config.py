@@ -59,7 +59,7 @@ class Settings(GatewaySettings, BaseSettings):
             }
         return data
 
-    @field_validator("upstreams", "keys", mode="before")
+    @field_validator("upstreams", "keys", "database_url", mode="before")
     @classmethod
     def _with_env_references(cls, value: object, info: ValidationInfo) -> object:
         return _resolved(value, info.field_name or "")
@@ -74,7 +74,10 @@ def load(config: str | None = None, **overrides: object) -> Settings:
     Raises:
         ConfigError: A setting is wrong; one line names it, its value and what is allowed.
     """
-    load_dotenv(Path(".env"), override=False)
+    try:
+        load_dotenv(Path(".env"), override=False)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f".env is not UTF-8: {error}") from None
     if os.environ.get(f"{PREFIX}PORT", "").startswith("tcp://"):
         del os.environ[f"{PREFIX}PORT"]  # Kubernetes sets it so for any service named "sluicegate"
     path = _config_file(config)
@@ -83,7 +86,7 @@ def load(config: str | None = None, **overrides: object) -> Settings:
         settings: Settings = bound(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     except SettingsError as error:
         raise ConfigError(f"the environment holds a value that is not valid JSON: {error}") from None

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import config
 from app.http import fanout_routes, handlers, openai_routes, openapi, ops_routes
 from app.http.context import Gateway
+from app.http.drain import Drain
 from app.http.middleware import Edge
 from app.policies.retry import RetryPolicy
 from app.policies.routing import Router
@@ -61,7 +62,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     app.include_router(ops_routes.router())
     app.include_router(openai_routes.router(), include_in_schema=False)
     app.include_router(fanout_routes.router(), include_in_schema=False)
-    if chosen.cors_origins:
+    app.add_middleware(Edge)
+    if chosen.cors_origins:  # outermost, so that even the answer to a bug can be read by a page
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(chosen.cors_origins),
@@ -70,7 +72,6 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             expose_headers=_EXPOSED,
             allow_credentials=False,  # keys travel in a header, never in a cookie
         )
-    app.add_middleware(Edge)
     return app
 
 
@@ -91,7 +92,8 @@ def _lifespan(
         async with running_gateway(settings) as gateway:
             gc.collect()
             gc.freeze()  # what start-up made stays: a full collection that walks it halts every stream for 80 ms
-            yield {"gateway": gateway}
+            with gateway.drain.on_signals():
+                yield {"gateway": gateway}
 
     return lifespan
 
@@ -112,6 +114,7 @@ async def running_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
             catalog=catalog,
             keyring=Keyring(settings.keys),
             uptime=Uptime(),
+            drain=Drain(settings.drain_timeout),
         )
 
 

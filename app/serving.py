@@ -1,7 +1,6 @@
 """How the process serves: uvicorn, set up for long streams and an orderly end."""
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +14,7 @@ from app.settings import GatewaySettings
 _KEEP_ALIVE_SECONDS = (
     75  # longer than a load balancer's idle timeout (60), so that it is never the server that hangs up
 )
-_END_SECONDS = 5  # after the drain, for the error events to go out
+_END_SECONDS = 2  # after the drain, for what is left
 
 
 class _Server(uvicorn.Server):
@@ -28,9 +27,9 @@ class _Server(uvicorn.Server):
             self._captured_signals.clear()
 
 
-def serve(app: ASGIApp, host: str, port: int, drain_timeout: float) -> None:
+def serve(app: ASGIApp, host: str, port: int) -> None:
     """Serves `app` in this process until SIGTERM or SIGINT."""
-    _Server(uvicorn.Config(app, host=host, port=port, **_options(drain_timeout))).run()
+    _Server(uvicorn.Config(app, host=host, port=port, **_options())).run()
 
 
 def serve_workers(settings: Settings) -> None:
@@ -45,11 +44,11 @@ def serve_workers(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
-        **_options(settings.drain_timeout),
+        **_options(),
     )
 
 
-def _options(drain_timeout: float) -> dict[str, Any]:
+def _options() -> dict[str, Any]:
     return {
         "log_config": None,
         "access_log": False,
@@ -58,7 +57,7 @@ def _options(drain_timeout: float) -> dict[str, Any]:
         "ws": "none",
         "backlog": 4096,
         "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
-        "timeout_graceful_shutdown": math.ceil(drain_timeout) + _END_SECONDS,
+        "timeout_graceful_shutdown": _END_SECONDS,
     }
 
 

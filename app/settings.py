@@ -55,6 +55,9 @@ class UpstreamSettings(_Frozen):
         if value and (parts.scheme not in {"http", "https"} or not parts.hostname):
             msg = "must be an http:// or https:// address"
             raise ValueError(msg)
+        if parts.username or parts.password:
+            msg = "must not hold a password: that is what api_key is for"
+            raise ValueError(msg)
         return value.rstrip("/")
 
     @model_validator(mode="after")
@@ -178,11 +181,12 @@ def with_sdk_defaults(upstream: Mapping[str, Any], environ: Mapping[str, str]) -
     given = dict(upstream)
     if given.get("kind", "openai") == "openai":
         home = environ.get("OPENAI_BASE_URL") or OPENAI_URL
-        if given.setdefault("base_url", home) in {home, OPENAI_URL} and environ.get("OPENAI_API_KEY"):
+        is_home = str(given.setdefault("base_url", home)).rstrip("/") == home.rstrip("/")
+        if is_home and environ.get("OPENAI_API_KEY"):
             given.setdefault("api_key", environ["OPENAI_API_KEY"])
     elif given["kind"] == "azure":
         home = environ.get("AZURE_OPENAI_ENDPOINT", "")
-        if given.setdefault("base_url", home) == home:
+        if str(given.setdefault("base_url", home)).rstrip("/") == home.rstrip("/"):
             if environ.get("AZURE_OPENAI_API_KEY"):
                 given.setdefault("api_key", environ["AZURE_OPENAI_API_KEY"])
             if environ.get("OPENAI_API_VERSION"):

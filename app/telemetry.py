@@ -11,6 +11,7 @@ import msgspec
 log = logging.getLogger("sluicegate")
 access_log = logging.getLogger("sluicegate.access")
 _LAST_CALLS = 1024
+ABANDONED = "abandoned"  # the client went, or another call won: nobody's failure
 
 
 class JsonLines(logging.Formatter):
@@ -66,10 +67,11 @@ class UpstreamFigures:
 
     def snapshot(self) -> dict[str, object]:
         """Returns: JSON-ready; times in milliseconds."""
+        judged = self.calls - self.outcomes[ABANDONED]
         return {
             "calls": self.calls,
             "succeeded": self.succeeded,
-            "success_rate": round(self.succeeded / self.calls, 4) if self.calls else None,
+            "success_rate": round(self.succeeded / judged, 4) if judged else None,
             "outcomes": dict(self.outcomes),
             "latency_ms": _percentiles(self._latency),
             "first_byte_ms": _percentiles(self._first_byte),

@@ -4,9 +4,13 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
+from hypothesis import settings
 from openai import AsyncOpenAI, OpenAI
 
 from tests.support import Server, free_port, serving
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The table of settings in the README and `.env.example`, written from the settings themselves.
 
-    uv run python -m tests.reference      # writes both; the tests compare
+uv run python -m tests.reference      # writes both; the tests compare
 """
 
 import json
@@ -44,7 +44,9 @@ def default_of(field: FieldInfo) -> str:
 
 def meaning_of(field: FieldInfo) -> str:
     choices = [str(choice) for choice in get_args(field.annotation) if choice is not NoneType]
-    listed = f" ({' / '.join(choices)})" if choices and all(isinstance(c, str) for c in get_args(field.annotation)) else ""
+    listed = (
+        f" ({' / '.join(choices)})" if choices and all(isinstance(c, str) for c in get_args(field.annotation)) else ""
+    )
     return (field.description or "") + listed
 
 

@@ -216,6 +216,6 @@ def events_of(text: str) -> list[Any]:
     assert text.endswith("\n\n")
     found: list[Any] = []
     for block in text[:-2].split("\n\n"):
-        data = block.split("data: ", 1)[-1]
+        *_, data = block.partition("data: ")
         found.append(json.loads(data) if data.startswith("{") else block)
     return found

@@ -23,7 +23,7 @@ def test_the_env_example_tells_every_setting_as_it_is() -> None:
 
 
 def test_the_readmes_configuration_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    (toml,) = re.findall(r"```toml\n(.*?)```", README, re.S)
+    (toml,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     parsed = tomllib.loads(toml)
     parsed["keys"]["frontend"]["key_sha256"] = "0" * 64
     assert list(GatewaySettings.model_validate(parsed).upstreams) == ["openai", "west", "local"]

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, field
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 
+from app.errors import PermissionDeniedError
+from app.http.drain import Drain
 from app.services.embeddings import Splitter
 from app.services.keys import Caller, Keyring
-from app.settings import GatewaySettings
+from app.settings import GatewaySettings, is_loopback
 from app.telemetry import Uptime
 from app.upstream.call import CallStack
 from app.upstream.catalog import Catalog
@@ -24,6 +27,7 @@ class Gateway:
     catalog: Catalog
     keyring: Keyring
     uptime: Uptime
+    drain: Drain
 
 
 @dataclass(slots=True)
@@ -64,9 +68,28 @@ def record(request: Request) -> CallRecord:
 
 async def caller(request: Request) -> Caller:
     """Raises: AuthenticationError: The key is missing or unknown."""
-    found = gateway(request).keyring.identify(request.headers.get("authorization"))
+    running = gateway(request)
+    if running.keyring.is_open and not running.settings.allow_open:
+        _check_origin(request, running.settings.cors_origins)
+    found = running.keyring.identify(request.headers.get("authorization"))
     record(request).caller = found.name
     return found
+
+
+def _check_origin(request: Request, allowed: tuple[str, ...]) -> None:
+    """Without keys, anything on this machine may call, but not any page that happens to be open in its browser.
+
+    A page of another origin can send what needs no preflight (a form, text/plain), and with a name of its own that
+    resolves to this machine (DNS rebinding) it can send everything.
+
+    Raises: PermissionDeniedError: The request comes from such a page.
+    """
+    origin = request.headers.get("origin")
+    if origin is None or origin in allowed or "*" in allowed or is_loopback(urlsplit(origin).hostname or ""):
+        return
+    to_us = is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or "")
+    if not (to_us and request.headers.get("content-type", "").startswith("application/json")):
+        raise PermissionDeniedError(f"pages of {origin} may not call: see cors_origins")
 
 
 CallerDep = Annotated[Caller, Depends(caller)]

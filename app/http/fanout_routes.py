@@ -11,7 +11,14 @@ from starlette.responses import Response
 
 from app.errors import InvalidRequestError
 from app.http.context import CallerDep, Gateway, gateway, record
-from app.http.incoming import StreamedBody, read_body, unless_hung_up, until_gone
+from app.http.incoming import (
+    StreamedBody,
+    check_priority,
+    read_body,
+    timeout_of,
+    unless_hung_up,
+    until_gone,
+)
 from app.http.live import EVENT_STREAM, LiveResponse
 from app.http.openapi import FANOUT_EXAMPLE, json_body
 from app.services.fanout import Fanout
@@ -41,30 +48,46 @@ def router() -> APIRouter:
 
 async def fan_out(request: Request, caller: CallerDep) -> Response:
     """Runs every item; the answer's form follows `Accept`: one JSON document, NDJSON lines, or server-sent events."""
-    settings = gateway(request).settings
+    running = gateway(request)
     accept = request.headers.get("accept", "")
     streams = _STREAM in accept
+    check_priority(request)
+    timeout = timeout_of(request)
     if request.headers.get("content-type", "").startswith(_LINES):
         options = read_options(request.query_params)
         body = StreamedBody(request.receive)
-        items, gone = _lines(body, options, settings.max_line_bytes, streams=streams), body.gone
+        items = _lines(body, options, running.settings.max_line_bytes, streams=streams)
+        gone, close = body.gone, body.aclose
     else:
-        text = await read_body(request, settings.max_body_bytes, settings.body_timeout)
+        text = await read_body(request, running.settings.max_body_bytes, running.settings.body_timeout)
         options, listed = read_document(text, streams=streams)
-        items, gone = _listed(listed), partial(until_gone, request.receive)
-    start = partial(_start, gateway(request), caller, items)
+        items, gone, close = _listed(listed), partial(until_gone, request.receive), _nothing
+    options = replace(options, timeout=_shorter(options.timeout, timeout))
+    start = partial(_start, running, caller, items)
     if streams:
-        return _live(request, _Written(start(options), _as_event), EVENT_STREAM, gone)
+        return _live(request, _Written(start(options), _as_event, close), EVENT_STREAM, gone)
     if any(kind in accept for kind in _LINES):
-        return _live(request, _Written(start(options), _as_line), NDJSON, gone)
-    # a whole document can wait for its order: no item is held up by a slow one before it
-    document = _document(start(replace(options, order="completed")), options, settings.max_reply_bytes)
-    return Response(await unless_hung_up(gone(), document), media_type="application/json")
+        return _live(request, _Written(start(options), _as_line, close), NDJSON, gone)
+    try:
+        # a whole document can wait for its order: no item is held up by a slow one before it
+        document = _document(start(replace(options, order="completed")), options, running.settings.max_reply_bytes)
+        return Response(await unless_hung_up(gone(), running.drain, document), media_type="application/json")
+    finally:
+        await close()
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _start(running: Gateway, caller: Caller, items: AsyncIterator[Item], options: Options) -> Fanout:
     most = sum(upstream.admission.limit for upstream in running.stack.upstreams.values())
     return Fanout(running.splitter.call, items, options, caller.check, most)
+
+
+def _shorter(one: float | None, other: float | None) -> float | None:
+    given = [seconds for seconds in (one, other) if seconds is not None]
+    return min(given) if given else None
 
 
 async def _listed(items: list[Item]) -> AsyncIterator[Item]:
@@ -96,7 +119,7 @@ async def _document(run: Fanout, options: Options, most: int) -> bytes:
                 if size > most:
                     raise InvalidRequestError(f"the results exceed {most} bytes: ask for {NDJSON}", param="accept")
                 model = options.models.index(result.model) if options.models and result.model else 0
-                found.append((result.item.index, model, line))
+                found.append((result.index, model, line))
     finally:
         await run.aclose()
     if options.order == "input":
@@ -108,9 +131,12 @@ async def _document(run: Fanout, options: Options, most: int) -> bytes:
 class _Written:
     """A run as bytes: what its events look like is up to `write`."""
 
-    def __init__(self, run: Fanout, write: Callable[[str, bytes], bytes]) -> None:
+    def __init__(
+        self, run: Fanout, write: Callable[[str, bytes], bytes], close: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
         self._run = run
         self._write = write
+        self._close = close
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         run = self._run
@@ -121,6 +147,7 @@ class _Written:
 
     async def aclose(self, failure: BaseException | None = None) -> None:
         await self._run.aclose(failure)
+        await self._close()
 
 
 def _as_event(name: str, data: bytes) -> bytes:
@@ -134,5 +161,5 @@ def _as_line(_name: str, data: bytes) -> bytes:
 def _live(
     request: Request, source: _Written, media_type: str, gone: Callable[[], Coroutine[Any, Any, None]]
 ) -> LiveResponse:
-    settings = gateway(request).settings
-    return LiveResponse(source, settings=settings, record=record(request), media_type=media_type, gone=gone)
+    running = gateway(request)
+    return LiveResponse(source, gateway=running, record=record(request), media_type=media_type, gone=gone)

@@ -1,6 +1,7 @@
 """What comes in: bodies with a bound in size and time, and the news that the client has gone."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Self, TypeVar
 
@@ -8,9 +9,11 @@ from fastapi import Request
 from starlette.types import Receive
 
 from app.errors import BodyTooLargeError, ClientHungUpError, InvalidRequestError, SlowRequestError
+from app.http.drain import Drain
 
 T = TypeVar("T")
 LONGEST_TIMEOUT = 86_400.0
+_READ_AHEAD_BYTES = 4 * 1024**2
 
 
 async def read_body(request: Request, limit: int, patience: float) -> bytes:
@@ -56,35 +59,40 @@ async def until_gone(receive: Receive) -> None:
 
 
 class HangUpWatch:
-    """Tells whether the client went away.
+    """Tells whether the client went away, or the server must.
 
-    Args: gone: Returns once it has: `until_gone(receive)`, while nobody else reads `receive`.
+    Args:
+        gone: Returns once the client has gone: `until_gone(receive)`, while nobody else reads `receive`.
+        drain: The server's end.
     """
 
-    def __init__(self, gone: Coroutine[Any, Any, None]) -> None:
+    def __init__(self, gone: Coroutine[Any, Any, None], drain: Drain) -> None:
         self._coroutine = gone
+        self._drain = drain
 
     async def __aenter__(self) -> Self:
         self._gone = asyncio.create_task(self._coroutine, name="hang-up watch")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._gone.cancel()
-        await asyncio.wait({self._gone})
+        await _end(self._gone)
 
     async def wait(self, task: "asyncio.Task[Any]", patience: float | None = None) -> None:
         """Waits until the task is done, for `patience` seconds at most.
 
-        Raises: ClientHungUpError: The client went first; the task is cancelled and over.
+        Raises:
+            ClientHungUpError: The client went first; the task is cancelled and over.
+            DrainingError: The server's end came first; likewise.
         """
         try:
-            await asyncio.wait({task, self._gone}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            with self._drain.ends(self._gone):
+                await asyncio.wait({task, self._gone}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             await _end(task)
             raise
         if self._gone.done() and not task.done():
             await _end(task)
-            raise ClientHungUpError("the client hung up")
+            raise self._drain.error() if self._gone.cancelled() else ClientHungUpError("the client hung up")
 
 
 async def _end(task: "asyncio.Task[Any]") -> None:
@@ -92,13 +100,13 @@ async def _end(task: "asyncio.Task[Any]") -> None:
     await asyncio.wait({task})
 
 
-async def unless_hung_up(gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` to its end, or cancels it when the client hangs up.
+async def unless_hung_up(gone: Coroutine[Any, Any, None], drain: Drain, work: Coroutine[Any, Any, T]) -> T:
+    """Runs `work` to its end, or cancels it when the client hangs up or the server ends.
 
-    Raises: ClientHungUpError: It did.
+    Raises: ClientHungUpError, DrainingError: As they say.
     """
     task = asyncio.create_task(work, name="call")
-    async with HangUpWatch(gone) as watch:
+    async with HangUpWatch(gone, drain) as watch:
         await watch.wait(task)
     return task.result()
 
@@ -128,27 +136,50 @@ def check_priority(request: Request) -> None:
 
 
 class StreamedBody:
-    """A body read piece by piece while the reply already goes out."""
+    """A body read piece by piece while the reply already goes out.
+
+    One task reads ahead, up to 4 MiB, so that a hang-up is seen even while nobody wants the next piece. Beyond that the
+    server itself stops reading the connection, and a hang-up shows as soon as there is room again.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._ended = asyncio.Event()
-        self._hung_up = False
+        self._pieces: deque[bytes] = deque()
+        self._held = 0
+        self._changed = asyncio.Condition()
+        self._whole = False
+        self._pump = asyncio.create_task(self._read_ahead(), name="body reader")
+
+    async def _read_ahead(self) -> None:
+        while not self._whole:
+            message = await self._receive()
+            async with self._changed:
+                piece = message.get("body", b"")
+                self._whole = not message.get("more_body", False)  # a disconnect has none
+                if piece:
+                    self._pieces.append(piece)
+                    self._held += len(piece)
+                self._changed.notify_all()
+                await self._changed.wait_for(lambda: self._held < _READ_AHEAD_BYTES)
+            if message["type"] == "http.disconnect":
+                return
+        await until_gone(self._receive)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._hung_up = True
-                break
-            more = message.get("more_body", False)
-            if piece := message.get("body", b""):
-                yield piece
-        self._ended.set()
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: bool(self._pieces) or self._whole)
+                if not self._pieces:
+                    return
+                piece = self._pieces.popleft()
+                self._held -= len(piece)
+                self._changed.notify_all()
+            yield piece
 
     async def gone(self) -> None:
         """Returns once the client has hung up, during the body or after it."""
-        await self._ended.wait()
-        if not self._hung_up:
-            await until_gone(self._receive)
+        await asyncio.wait({self._pump})
+
+    async def aclose(self) -> None:
+        """Ends the reading."""
+        await _end(self._pump)

@@ -18,9 +18,8 @@ import anyio
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from app.errors import ClientHungUpError, DrainingError, GatewayError
-from app.http.context import CallRecord
-from app.settings import GatewaySettings
+from app.errors import ClientHungUpError, GatewayError
+from app.http.context import CallRecord, Gateway
 from app.wire.sse import PING, event
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -49,13 +48,14 @@ class LiveResponse(EventSourceResponse):
         self,
         source: Source,
         *,
-        settings: GatewaySettings,
+        gateway: Gateway,
         record: CallRecord,
         status: int = 200,
         headers: Mapping[str, str] | None = None,
         media_type: str = EVENT_STREAM,
         gone: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        settings = gateway.settings
         super().__init__(
             source,
             status,
@@ -69,7 +69,7 @@ class LiveResponse(EventSourceResponse):
         self._record = record
         self._gone = gone
         self._is_events = media_type.startswith("text/event-stream")
-        self._drain_timeout = settings.drain_timeout
+        self._drain = gateway.drain
         self._watch_step = min(settings.ping_interval, settings.send_timeout)
         self._stop = anyio.CancelScope()
         self._last_sent = time.monotonic()
@@ -86,6 +86,10 @@ class LiveResponse(EventSourceResponse):
             self._failure = error
             self._record.error = error.code or error.type
             raise ReplyCutError from error
+        except SendTimeoutError as error:
+            self._failure = error
+            _abort(receive)
+            raise
         except BaseException as error:
             self._failure = error
             raise
@@ -99,7 +103,7 @@ class LiveResponse(EventSourceResponse):
                 await self._send(send, cast("bytes", piece))
         self._failure = None
         if self._stop.cancelled_caught:
-            draining = DrainingError("the server is shutting down")
+            draining = self._drain.error()
             if not self._is_events:
                 raise draining
             self._failure = draining
@@ -138,7 +142,16 @@ class LiveResponse(EventSourceResponse):
             await self._gone()
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
-        await self._listen_for_exit_signal()
-        await asyncio.sleep(self._drain_timeout)
+        await self._drain.over.wait()
         self._stop.cancel()
         await anyio.sleep_forever()  # the stream ends itself now, with its error event
+
+
+def _abort(receive: Receive) -> None:
+    """Drops the connection of a reader that does not read: closing it would wait for him, with all that is unsent.
+
+    ASGI has no word for this; uvicorn's transport is reached through its bound `receive`, if it is there.
+    """
+    transport = getattr(getattr(receive, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()

@@ -9,14 +9,15 @@ from typing import Any
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError
-from app.http.context import CallRecord
+from app.errors import DrainingError, GatewayError, InternalError
+from app.http.context import CallRecord, Gateway
 from app.http.live import ReplyCutError
 from app.telemetry import access_log
 
 log = logging.getLogger("sluicegate")
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _QUIET = frozenset({"/livez", "/readyz"})
+_OPERATIONS = _QUIET | {"/", "/status", "/docs", "/openapi.json"}
 
 
 class Edge:
@@ -47,7 +48,7 @@ class Edge:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_on)
+            await self._admitted(scope, receive, send_on)
         except ReplyCutError:
             log.warning("reply cut short", extra={"fields": {"request_id": record.request_id}})
         except SendTimeoutError:  # the server closes a connection whose reply stays unfinished
@@ -56,12 +57,23 @@ class Edge:
             log.exception("bug while answering", extra={"fields": {"request_id": record.request_id}})
             record.error = "internal_error"
             if not started:
-                await _answer_bug(send_on)
+                await _answer(InternalError("an internal error; the log has it under this x-request-id"), send_on)
             elif not finished:
                 raise
         finally:
             if access_log.isEnabledFor(logging.INFO) and not access_log.disabled and scope["path"] not in _QUIET:
                 access_log.info("call", extra={"fields": _line(scope, record, began)})
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway: Gateway | None = scope["state"].get("gateway")
+        if gateway is None or scope["path"] in _OPERATIONS:
+            await self._app(scope, receive, send)
+        elif gateway.drain.started:
+            scope["state"]["record"].error = DrainingError.code
+            await _answer(gateway.drain.error(), send)
+        else:
+            with gateway.drain.call():
+                await self._app(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:
@@ -72,9 +84,9 @@ def _request_id(scope: Scope) -> str:
     return "req_" + os.urandom(12).hex()
 
 
-async def _answer_bug(send: Send) -> None:
-    error = InternalError("an internal error; the service's log has it under this request's x-request-id")
-    headers = [(b"content-type", b"application/json")]
+async def _answer(error: GatewayError, send: Send) -> None:
+    told = {"content-type": "application/json", **error.headers()}
+    headers = [(name.encode(), value.encode()) for name, value in told.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": error.envelope()})
 

@@ -44,7 +44,8 @@ def _handler(endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
         call = await _read_call(endpoint, request, caller)
         if call.stream:
             return await _stream(request, call)
-        reply = await unless_hung_up(until_gone(request.receive), gateway(request).splitter.call(call))
+        running = gateway(request)
+        reply = await unless_hung_up(until_gone(request.receive), running.drain, running.splitter.call(call))
         return _response(request, reply)
 
     return relay
@@ -58,7 +59,8 @@ async def _read_call(endpoint: Endpoint, request: Request, caller: Caller) -> Ca
     wanted = peek(endpoint, body, content_type)
     seen = record(request)
     seen.model = wanted.model or ""
-    caller.check(wanted.model)
+    if endpoint.model != "none":  # a stored response is found by its id, which only its maker knows
+        caller.check(wanted.model)
     check_priority(request)
     return Call(
         endpoint,
@@ -67,7 +69,7 @@ async def _read_call(endpoint: Endpoint, request: Request, caller: Caller) -> Ca
         content_type if endpoint.body == "multipart" else "application/json",
         wanted.model,
         wanted.stream or (endpoint.method == "GET" and request.query_params.get("stream") == "true"),
-        {name: headers[name] for name in _FORWARDED if name in headers},
+        {name: headers[name] for name in _FORWARDED if headers.get(name, "\x80").isascii()},
         timeout_of(request),
         trace=seen.trace,
     )
@@ -84,16 +86,16 @@ def _path(endpoint: Endpoint, request: Request) -> str:
 
 
 async def _stream(request: Request, call: Call) -> Response:
-    settings = gateway(request).settings
+    running = gateway(request)
     seen = record(request)
 
     def note(error: Exception) -> None:
         seen.error = getattr(error, "code", None) or "error"
 
-    relay = StreamRelay(gateway(request).stack, call, note)
+    relay = StreamRelay(running.stack, call, note)
     try:
-        async with HangUpWatch(until_gone(request.receive)) as watch:
-            await watch.wait(relay.task, settings.ping_interval)
+        async with HangUpWatch(until_gone(request.receive), running.drain) as watch:
+            await watch.wait(relay.task, running.settings.ping_interval)
         reply = relay.reply()
         if reply is not None and reply.events is None:
             return _response(request, reply)
@@ -101,7 +103,7 @@ async def _stream(request: Request, call: Call) -> Response:
         await relay.aclose(error)
         raise
     headers = {**(reply.headers if reply else {}), **seen.headers()}
-    return LiveResponse(relay, settings=settings, record=seen, headers=headers)
+    return LiveResponse(relay, gateway=running, record=seen, headers=headers)
 
 
 def _response(request: Request, reply: Reply) -> Response:
@@ -110,7 +112,7 @@ def _response(request: Request, reply: Reply) -> Response:
     if reply.stream is not None:
         return LiveResponse(
             reply.stream,
-            settings=gateway(request).settings,
+            gateway=gateway(request),
             record=seen,
             status=reply.status,
             headers=headers,

@@ -24,7 +24,9 @@ async def livez() -> dict[str, str]:
 
 
 async def readyz(request: Request) -> JSONResponse:
-    return JSONResponse({"status": "ready", **_notice(gateway(request))})
+    running = gateway(request)
+    ready = {"status": "draining" if running.drain.started else "ready", **_notice(running)}
+    return JSONResponse(ready, 503 if running.drain.started else 200)
 
 
 async def front_page(request: Request) -> JSONResponse:

@@ -7,7 +7,9 @@ from app.errors import (
     FirstTokenTimeoutError,
     GatewayError,
     QueueFullError,
-    UpstreamError,
+    UpstreamCutError,
+    UpstreamMalformedError,
+    UpstreamUnreachableError,
 )
 
 _TRY_AGAIN = frozenset({408, 409, 429})
@@ -50,8 +52,9 @@ def of_status(status: int, error_code: str | None) -> Outcome:
 
 def of_error(error: GatewayError) -> Outcome:
     """Judges an attempt that got no usable reply."""
-    if isinstance(error, UpstreamError):
+    if isinstance(error, UpstreamUnreachableError | UpstreamCutError):
         return _TRANSIENT
-    if isinstance(error, FirstTokenTimeoutError | QueueFullError | DeadlineError):
+    # a malformed answer is paid for and would come again
+    if isinstance(error, UpstreamMalformedError | FirstTokenTimeoutError | QueueFullError | DeadlineError):
         return _ELSEWHERE
     return _FINAL

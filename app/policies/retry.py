@@ -14,14 +14,22 @@ class RetryPolicy:
     """Attributes:
     max_attempts: Tries in all, the first included.
     base, cap: Seconds; the wait after try n is drawn from 0 to min(cap, base * 2**(n-1)).
+    longest: Seconds; a longer Retry-After is the client's to wait out (the official SDKs give up there, too).
     """
 
     max_attempts: int = 3
     base: float = 0.5
     cap: float = 8.0
+    longest: float = 120.0
 
     def wait(
-        self, attempt: int, *, retry_after: float | None, remaining: float, draw: Callable[[], float]
+        self,
+        attempt: int,
+        *,
+        retry_after: float | None,
+        remaining: float,
+        draw: Callable[[], float],
+        alternative: bool = False,
     ) -> float | None:
         """Decides on the pause after try number `attempt` (from 1) has failed.
 
@@ -29,10 +37,13 @@ class RetryPolicy:
             retry_after: Seconds that the upstream asked for: a minimum.
             remaining: Seconds to the deadline.
             draw: Gives a number in [0, 1).
+            alternative: Another target is left: better to ask it now than to wait as long as this one wants.
         Returns:
             Seconds to wait, or None: give up.
         """
-        if attempt >= self.max_attempts:
+        if attempt >= self.max_attempts or (retry_after or 0.0) > self.longest:
+            return None
+        if alternative and retry_after:
             return None
         jitter = draw() * min(self.cap, self.base * 2 ** (attempt - 1))
         wait = jitter if retry_after is None else retry_after + jitter * 0.1
@@ -48,14 +59,19 @@ def retry_after_of(headers: Mapping[str, str], now: float) -> float | None:
     Returns:
         Seconds to wait, or None where nothing sensible is said.
     """
-    scale, text = (0.001, headers["retry-after-ms"]) if "retry-after-ms" in headers else (1, headers.get("retry-after"))
-    if text is None:
-        return None
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        seconds = _seconds(headers.get(name, ""), unit, now)
+        if seconds is not None:
+            return seconds
+    return None
+
+
+def _seconds(text: str, unit: float, now: float) -> float | None:
     try:
-        seconds = float(text) * scale
+        seconds = float(text) * unit
     except ValueError:
         try:
             seconds = parsedate_to_datetime(text).timestamp() - now
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -3,8 +3,6 @@
 import asyncio
 from dataclasses import replace
 
-import msgspec
-
 from app.errors import UpstreamMalformedError
 from app.upstream.call import CallStack
 from app.upstream.types import Call, Reply, Trace
@@ -42,8 +40,8 @@ class Splitter:
             _sum_up(call.trace, [part.trace for part in parts])
         replies = [task.result() for task in tasks]
         try:
-            return replace(replies[0], body=embeddings.join([reply.body for reply in replies]))
-        except (msgspec.MsgspecError, KeyError, ValueError):
+            return replace(replies[0], body=embeddings.join([reply.body for reply in replies], bodies))
+        except (KeyError, ValueError, RecursionError):
             raise UpstreamMalformedError("the upstream's reply is not an embeddings list") from None
 
 

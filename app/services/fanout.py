@@ -1,21 +1,24 @@
 """Many calls side by side: a bounded set of tasks, results in the order that was asked, one deadline for all."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
 
-from app.errors import DeadlineError, GatewayError, UpstreamCutError
+from app.errors import DeadlineError, GatewayError, InternalError, UpstreamError
+from app.services.window import Window
 from app.upstream.body import Events
 from app.upstream.types import Call, Reply, Trace
 from app.wire.assemble import Assembler
 from app.wire.fanout import Item, Options, Unit
+from app.wire.jsonl import one_line
 from app.wire.results import Result, Summary, Timing, new_id
 from app.wire.sse import payloads
 
-_AHEAD = 1024  # items that may wait for an earlier one's turn, or for a slow reader, beside those in flight
+log = logging.getLogger("sluicegate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,11 @@ class Fanout:
         self._options = options
         self._check = check
         self._flying = asyncio.Semaphore(concurrency)
-        self._window = asyncio.Semaphore(concurrency + _AHEAD)
-        self._out: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(concurrency + _AHEAD)
+        self._window = Window(concurrency)
+        self._out: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(self._window.places)
         self._turns: dict[int, Result] = {}
         self._turn = 0
+        self._taking_turns = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._feeder = asyncio.create_task(self._feed(), name="fan-out feeder")
 
@@ -70,7 +74,7 @@ class Fanout:
             if isinstance(event, BaseException):
                 raise event
             if isinstance(event, Result):
-                self._window.release()
+                self._window.leave(len(event.body))
                 self.summary.count(event)
             yield event
 
@@ -83,15 +87,7 @@ class Fanout:
 
     async def _feed(self) -> None:
         try:
-            turn = 0
-            async for item in self._items:
-                together = self._options.mode == "race" or not item.units
-                for units in [item.units] if together else [(unit,) for unit in item.units]:
-                    await self._window.acquire()
-                    task = asyncio.create_task(self._run(item, units, turn), name=f"fan-out item {item.index}")
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
-                    turn += 1
+            await self._start_all()
             while self._tasks:
                 await asyncio.wait(self._tasks)
         except Exception as error:  # noqa: BLE001 - it is raised again, where the results are read
@@ -99,21 +95,45 @@ class Fanout:
         else:
             await self._out.put(None)
 
+    async def _start_all(self) -> None:
+        turn = 0
+        while (item := await self._next()) is not None:
+            together = self._options.mode == "race" or not item.units
+            for units in [item.units] if together else [(unit,) for unit in item.units]:
+                await self._window.enter(item.size)
+                task = asyncio.create_task(self._run(item, units, turn), name=f"fan-out item {item.index}")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                turn += 1
+
+    async def _next(self) -> Item | None:
+        """Returns: The next item; None: that was all, or none came before the deadline."""
+        try:
+            async with asyncio.timeout(self._remaining()):
+                return await anext(self._items, None)
+        except TimeoutError:
+            return None
+
+    def _remaining(self) -> float | None:
+        return None if self._options.timeout is None else self._options.timeout - self.wall_ms / 1000
+
     async def _run(self, item: Item, units: tuple[Unit, ...], turn: int) -> None:
         if item.flaw is not None:
-            code = "invalid_request"
-            result = Result(item, None, Timing(), code=code, message=_sentence(item.flaw))
+            message = f"{item.flaw.param}: {item.flaw.message}" if item.flaw.param else item.flaw.message
+            result = _without_reply(item, None, Timing(), "invalid_request", message)
         elif len(units) == 1:
             result = await self._unit(item, units[0])
         else:
             result = await self._race(item, units)
+        self._window.swap(item.size, len(result.body))
         if self._options.order == "completed":
             await self._out.put(result)
             return
         self._turns[turn] = result
-        while (next_one := self._turns.pop(self._turn, None)) is not None:
-            self._turn += 1
-            await self._out.put(next_one)
+        async with self._taking_turns:  # else a result could overtake one that waits for a place in the queue
+            while (next_one := self._turns.pop(self._turn, None)) is not None:
+                self._turn += 1
+                await self._out.put(next_one)
 
     async def _race(self, item: Item, units: tuple[Unit, ...]) -> Result:
         """Returns: The first success, else the last failure. The losers are cancelled upstream."""
@@ -130,25 +150,28 @@ class Fanout:
         return result
 
     async def _unit(self, item: Item, unit: Unit) -> Result:
+        trace = Trace()
+        asked = time.monotonic()
         async with self._flying:
-            trace = Trace()
+            trace.queue_ms = (time.monotonic() - asked) * 1000
             try:
                 status, body = await self._exchange(item, unit, trace)
             except GatewayError as error:
-                return self._failed(item, unit, trace, error)
-            return Result(item, unit.model, _timing(trace), status, new_id("req_"), body)
+                return _failed(item, unit, trace, error)
+            except Exception:
+                log.exception("bug in a fan-out item", extra={"fields": {"index": item.index}})
+                return _failed(item, unit, trace, InternalError("an internal error; the service's log has it"))
+            return Result(item.index, item.custom_id, unit.model, _timing(trace), status, new_id("req_"), body)
 
     async def _exchange(self, item: Item, unit: Unit, trace: Trace) -> tuple[int, bytes]:
         self._check(unit.peek.model)
-        timeout = None
-        if self._options.timeout is not None:
-            timeout = self._options.timeout - self.wall_ms / 1000
-            if timeout <= 0:
-                raise DeadlineError("the fan-out's timeout passed")
+        timeout = self._remaining()
+        if timeout is not None and timeout <= 0:
+            raise DeadlineError("the fan-out's timeout passed")
         call = Call(
             unit.endpoint,
             unit.endpoint.path,
-            unit.body,
+            unit.body(),
             model=unit.peek.model,
             stream=unit.peek.stream,
             timeout=timeout,
@@ -172,25 +195,26 @@ class Fanout:
         whole = Assembler()
         head = {"index": item.index, "custom_id": item.custom_id, "model": unit.model or unit.peek.model}
         async for block in events:
-            for payload in payloads(block):
+            for payload in map(one_line, payloads(block)):
                 await self._out.put(Chunk(msgspec.json.encode({**head, "chunk": msgspec.Raw(payload)})))
                 whole.add(payload)
         if events.reader.error is not None:
-            raise UpstreamCutError("the upstream ended its stream with an error event")
+            raise UpstreamError(f"the upstream ended its stream with an error: {events.reader.error.decode()}")
         return whole.body()
 
-    def _failed(self, item: Item, unit: Unit, trace: Trace, error: GatewayError) -> Result:
-        timing = _timing(trace)
-        if isinstance(error, DeadlineError):
-            return Result(item, unit.model, timing, code="timeout", message=error.message)
-        if error.status >= 500:
-            return Result(item, unit.model, timing, code=error.code or error.type, message=error.message)
-        return Result(item, unit.model, timing, error.status, new_id("req_"), error.envelope())
+
+def _failed(item: Item, unit: Unit, trace: Trace, error: GatewayError) -> Result:
+    timing = _timing(trace)
+    if isinstance(error, DeadlineError):
+        return _without_reply(item, unit.model, timing, "timeout", error.message)
+    if error.status >= 500:
+        return _without_reply(item, unit.model, timing, error.code or error.type, error.message)
+    return Result(item.index, item.custom_id, unit.model, timing, error.status, new_id("req_"), error.envelope())
+
+
+def _without_reply(item: Item, model: str | None, timing: Timing, code: str, message: str) -> Result:
+    return Result(item.index, item.custom_id, model, timing, code=code, message=message)
 
 
 def _timing(trace: Trace) -> Timing:
     return Timing(round(trace.queue_ms, 1), round(trace.upstream_ms, 1), trace.attempts)
-
-
-def _sentence(flaw: GatewayError) -> str:
-    return f"{flaw.param}: {flaw.message}" if flaw.param else flaw.message

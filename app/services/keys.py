@@ -21,8 +21,9 @@ class Caller:
 
     def check(self, model: str | None) -> None:
         """Raises: PermissionDeniedError: The key may not use this model."""
-        if self.models is not None and model is not None and model not in self.models:
-            raise PermissionDeniedError(f"this key may not use the model {model!r}", param="model")
+        if self.models is not None and model not in self.models:
+            named = f"may not use the model {model!r}" if model else "must name one of its models"
+            raise PermissionDeniedError(f"this key {named}", param="model")
 
 
 ANYONE = Caller("open")
@@ -36,6 +37,11 @@ class Keyring:
             (_digest_of(key), Caller(name, None if key.models is None else frozenset(key.models)))
             for name, key in keys.items()
         ]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may call."""
+        return not self._callers
 
     def identify(self, authorization: str | None) -> Caller:
         """Args: authorization: The request header `Authorization`.

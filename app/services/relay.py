@@ -1,14 +1,17 @@
 """One streamed call: from the first-chunk gate to `[DONE]` or to the one error event that stands in its place."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
-from app.errors import GatewayError, UpstreamMalformedError, envelope
+from app.errors import GatewayError, InternalError, UpstreamMalformedError, envelope
 from app.upstream.call import CallStack
 from app.upstream.types import Call, Reply
 from app.wire.sse import PING, event
+
+log = logging.getLogger("sluicegate")
 
 
 class StreamRelay:
@@ -47,6 +50,9 @@ class StreamRelay:
         except GatewayError as error:
             self._on_error(error)
             yield event(error.envelope())
+        except Exception:
+            log.exception("bug in a stream")
+            yield event(InternalError("an internal error; the service's log has it").envelope())
 
     async def aclose(self, failure: BaseException | None = None) -> None:
         """Cancels what still runs and gives everything back. May be called twice."""

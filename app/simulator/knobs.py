@@ -24,7 +24,8 @@ KNOBS: Mapping[str, str] = {
     "html": "1: answers 200 with an HTML page",
     "rpm": "requests a minute; above it 429",
 }
-_KNOB = re.compile(r"-(" + "|".join([*KNOBS, "delay"]) + r")=(\d+(?:\.\d+)?)")
+_MOST_TOKENS = 1_000_000
+_KNOB = re.compile(r"-(" + "|".join([*KNOBS, "delay"]) + r")=(\d{1,9}(?:\.\d{1,9})?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +67,5 @@ def behaviour(settings: SimulatorSettings, model: str, max_tokens: int | None = 
         key = "latency" if name == "delay" else name
         changes[key] = float(text) > 0 if key in flags else int(float(text)) if key in wholes else float(text)
     found = replace(base, **changes)  # type: ignore[arg-type]
-    return replace(found, tokens=min(found.tokens, max_tokens)) if max_tokens else found
+    status = found.status if found.status is None or 400 <= found.status < 600 else 400
+    return replace(found, status=status, tokens=min(found.tokens, max_tokens or _MOST_TOKENS, _MOST_TOKENS))

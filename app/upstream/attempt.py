@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from app.errors import (
+    ClientHungUpError,
     DeadlineError,
     FirstTokenTimeoutError,
     GatewayError,
+    InternalError,
     UpstreamMalformedError,
     envelope,
 )
 from app.policies.routing import Target
 from app.settings import UpstreamSettings
-from app.telemetry import UpstreamFigures
+from app.telemetry import ABANDONED, UpstreamFigures
 from app.upstream.admission import Admission, Slot
 from app.upstream.body import Body, Events
 from app.upstream.client import UpstreamClient
@@ -49,9 +51,11 @@ class Upstream:
             GatewayError: There was no usable reply. The slot is free again.
         """
         asked = time.monotonic()
-        slot = await self.admission.enter(patient=call.patient)
-        began = time.monotonic()
-        call.trace.queue_ms += (began - asked) * 1000
+        try:
+            slot = await self.admission.enter(patient=call.patient)
+        finally:
+            began = time.monotonic()
+            call.trace.queue_ms += (began - asked) * 1000
         finish = self._finisher(slot, began)
         try:
             # the breaker's place: innermost, so that a probe is spent only on a call that is really sent
@@ -73,8 +77,8 @@ class Upstream:
             if not done:
                 done = True
                 slot.release()
-                ok = failure is None and status is not None and status < 400
-                self.figures.ended(_outcome(status, failure), ok=ok, seconds=time.monotonic() - began)
+                outcome = _outcome(status, failure)
+                self.figures.ended(outcome, ok=outcome.startswith(("2", "3")), seconds=time.monotonic() - began)
 
         return finish
 
@@ -144,15 +148,16 @@ class Upstream:
     def _checked(self, call: Call, reply: Reply) -> Reply:
         """A reply that no OpenAI client could read becomes an error that says what came instead."""
         looks_json = reply.body.lstrip()[:1] in {b"{", b"["} and reply.body.rstrip()[-1:] in {b"}", b"]"}
-        if looks_json and not (call.stream and reply.ok):
+        if reply.status == 204 or (looks_json and not (call.stream and reply.ok)):
             return reply
         kind = reply.content_type or "no content type"
         wanted = "a stream" if looks_json else "JSON"
         message = f"the upstream {self.name!r} answered {reply.status} with {kind} instead of {wanted}"
-        if 400 <= reply.status < 500:  # the status itself is news: a wrong path, a limit
-            body = envelope(message, UpstreamMalformedError.type, None, UpstreamMalformedError.code)
-            return Reply(reply.status, {**reply.headers, "content-type": "application/json"}, body=body)
-        raise UpstreamMalformedError(message)
+        if reply.status < 400:
+            raise UpstreamMalformedError(message)
+        # the status itself is news, and so is its Retry-After
+        body = envelope(message, UpstreamMalformedError.type, None, UpstreamMalformedError.code)
+        return Reply(reply.status, {**reply.headers, "content-type": "application/json"}, body=body)
 
 
 async def _as_error(events: Events, headers: Mapping[str, str]) -> Reply:
@@ -175,8 +180,8 @@ def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _outcome(status: int | None, failure: BaseException | None) -> str:
+    if isinstance(failure, ClientHungUpError | asyncio.CancelledError | GeneratorExit):
+        return ABANDONED
     if isinstance(failure, GatewayError):
         return failure.code or failure.type
-    if failure is not None:
-        return "cancelled" if isinstance(failure, asyncio.CancelledError | GeneratorExit) else "error"
-    return str(status)
+    return str(status) if failure is None else InternalError.type

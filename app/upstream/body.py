@@ -10,6 +10,7 @@ from app.errors import (
     GatewayError,
     IdleTimeoutError,
     UpstreamCutError,
+    UpstreamError,
     UpstreamMalformedError,
 )
 from app.upstream.transport import RawReply
@@ -66,6 +67,8 @@ class Body:
             while not (data := next(self._pieces, b"")):
                 wire = await self._wire_bytes(patience, late)
                 if not wire:
+                    if not inflater.finished:
+                        raise UpstreamCutError("the upstream's compressed reply is not whole")
                     return b""
                 self._pieces = inflater.feed(wire)
         except zlib.error:
@@ -160,7 +163,12 @@ class Events(Body):
         return self.reader.feed(data) if data else self.reader.close()
 
     def _check(self) -> None:
-        """Raises: UpstreamCutError, UpstreamMalformedError: The stream has a flaw, and what came before it is out."""
+        """Notes how the stream ended.
+
+        Raises: UpstreamCutError, UpstreamMalformedError: With a flaw; what came before it is out.
+        """
+        if self.reader.error is not None:
+            self._failure = UpstreamError("the upstream ended its stream with an error event")
         if self.reader.flaw is not None:
             kind = UpstreamCutError if self._closed else UpstreamMalformedError
             failure = kind(f"the upstream's stream broke: {self.reader.flaw}")

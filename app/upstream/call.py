@@ -58,17 +58,19 @@ class CallStack:
         # 2. route: the next target on a failure that another one could cure
         for target in targets[:-1]:
             try:
-                reply, judged = await self._retried(call, target, deadline)
+                reply, judged = await self._retried(call, target, deadline, alternative=True)
             except GatewayError as error:
                 if not outcome.of_error(error).reroute:
                     raise
             else:
                 if not judged.reroute:
                     return reply
-        reply, _ = await self._retried(call, targets[-1], deadline)
+        reply, _ = await self._retried(call, targets[-1], deadline, alternative=False)
         return reply
 
-    async def _retried(self, call: Call, target: Target, deadline: float) -> tuple[Reply, Outcome]:
+    async def _retried(
+        self, call: Call, target: Target, deadline: float, *, alternative: bool
+    ) -> tuple[Reply, Outcome]:
         # 3. retry: only what can succeed, and only here, before anything went to the client
         upstream = self.upstreams[target.upstream]
         call.trace.upstream = upstream.name
@@ -87,7 +89,9 @@ class CallStack:
             wait = None
             if judged.retry:
                 remaining = deadline - asyncio.get_running_loop().time()
-                wait = self._retry.wait(attempt, retry_after=retry_after, remaining=remaining, draw=self._draw)
+                wait = self._retry.wait(
+                    attempt, retry_after=retry_after, remaining=remaining, draw=self._draw, alternative=alternative
+                )
             if wait is not None:
                 await asyncio.sleep(wait)
             elif failure is not None:

@@ -23,6 +23,7 @@ from app.errors import UpstreamCutError
 
 _LARGE = 1024**2
 _DRAIN_SECONDS = 0.25
+_BROKEN = (aiohttp.ClientError, OSError, RuntimeError)  # "Connection closed." is a RuntimeError there
 # aiohttp's own buffer for one reply: past twice this it stops reading from the upstream (back-pressure)
 _READ_BUFFER = 64 * 1024
 
@@ -35,12 +36,23 @@ class RawReply:
         self.headers = response.headers
         self._response = response
         self._content = response.content
+        self._closed: asyncio.Future[None] | None = None
+        if response.connection is not None and response.connection.protocol is not None:
+            self._closed = response.connection.protocol.closed
+            if self._closed is not None:
+                self._closed.add_done_callback(self._lost)
+
+    def _lost(self, closed: "asyncio.Future[None]") -> None:
+        """Wakes the reader when the connection ends: after a framing error aiohttp itself does not."""
+        closed.exception()
+        if not self._content.is_eof() and self._content.exception() is None:
+            self._content.set_exception(aiohttp.ClientPayloadError("the connection ended"))
 
     def read_now(self) -> bytes | None:
         """Returns: The bytes that are here already, b"" at the end of the body, None where one must wait."""
         try:
             return self._content.read_nowait(-1) or (b"" if self._content.at_eof() else None)
-        except (aiohttp.ClientError, OSError) as error:
+        except _BROKEN as error:
             raise _cut(error) from error
 
     async def read(self) -> bytes:
@@ -51,7 +63,7 @@ class RawReply:
         """
         try:
             return await self._content.readany()
-        except (aiohttp.ClientError, OSError) as error:
+        except _BROKEN as error:
             raise _cut(error) from error
 
     async def drain(self) -> None:
@@ -60,11 +72,13 @@ class RawReply:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while not self._content.at_eof():
                     await self._content.readany()
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except (*_BROKEN, TimeoutError):
             self._response.close()
 
     def close(self) -> None:
         """Gives the connection back, or closes it where the body was not read to its end. May be called twice."""
+        if self._closed is not None:
+            self._closed.remove_done_callback(self._lost)
         if self._content.at_eof():
             self._response.release()
         else:

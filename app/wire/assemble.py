@@ -1,8 +1,7 @@
 """Puts a streamed answer together again, for the result line of a fan-out item that was streamed."""
 
+import json
 from typing import Any
-
-import msgspec
 
 
 class Assembler:
@@ -15,26 +14,26 @@ class Assembler:
         self._whole: dict[str, Any] = {}
 
     def add(self, chunk: bytes) -> None:
-        """Args: chunk: One event's data."""
-        fields = msgspec.json.decode(chunk, type=dict[str, Any])
-        if "response" in fields:  # every such event of a responses stream holds the response so far
+        """Args: chunk: One event's data, a JSON object; what is not shaped as it should be is passed over."""
+        fields = json.loads(chunk)  # not msgspec: half an emoji may stand in it
+        if isinstance(fields.get("response"), dict):  # such an event of a responses stream holds the response so far
             self._whole = fields["response"]
             return
-        choices = fields.pop("choices", None) or []
+        choices = fields.pop("choices", None)
         for name, value in fields.items():
             if value is not None:
                 self._whole[name] = value
-        for choice in choices:
-            delta = choice.pop("delta", None)
-            if delta is not None:
-                choice["message"] = delta
-            _merge_by_index(self._whole.setdefault("choices", []), [choice])
+        for choice in choices if isinstance(choices, list) else []:
+            if isinstance(choice, dict):
+                if isinstance(delta := choice.pop("delta", None), dict):
+                    choice["message"] = delta
+                _merge_by_index(self._whole.setdefault("choices", []), [choice])
 
     def body(self) -> bytes:
-        """Returns: The reply as if it had not been streamed."""
+        """Returns: The reply as if it had not been streamed, as JSON."""
         if self._whole.get("object") == "chat.completion.chunk":
             self._whole["object"] = "chat.completion"
-        return msgspec.json.encode(self._whole)
+        return json.dumps(self._whole, separators=(",", ":")).encode()
 
 
 _REPLACED = frozenset({"id", "type", "role", "finish_reason"})
@@ -58,7 +57,8 @@ def _merge(whole: dict[str, Any], part: dict[str, Any]) -> None:
 def _merge_by_index(whole: list[Any], parts: list[Any]) -> None:
     for part in parts:
         index = part.get("index") if isinstance(part, dict) else None
-        known = next((one for one in whole if index is not None and one.get("index") == index), None)
+        alike = (one for one in whole if isinstance(one, dict) and one.get("index") == index)
+        known = None if index is None else next(alike, None)
         if known is None:
             whole.append(part)
         else:

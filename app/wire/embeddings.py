@@ -11,7 +11,7 @@ _ITEMS = msgspec.json.Decoder(list[Raw])
 
 class _Part(msgspec.Struct):
     data: list[dict[str, Raw]]
-    usage: Usage = {}
+    usage: Usage | None = None
 
 
 _PART = msgspec.json.Decoder(_Part)
@@ -31,29 +31,31 @@ def split(body: bytes, most: int) -> list[bytes]:
     if not given.startswith(b"["):
         return [body]
     inputs = _ITEMS.decode(given)
-    if len(inputs) <= most or bytes(inputs[0])[:1] not in {
-        b'"',
-        b"[",
-    }:  # numbers: one input, already in tokens
+    is_one_in_tokens = bytes(inputs[0])[:1] not in {b'"', b"["} if inputs else False
+    if len(inputs) <= most or is_one_in_tokens:
         return [body]
     parts = (inputs[start : start + most] for start in range(0, len(inputs), most))
     return [msgspec.json.encode({**fields, "input": part}) for part in parts]
 
 
-def join(replies: list[bytes]) -> bytes:
-    """Args: replies: The parts' reply bodies, in the order of `split`.
+def join(replies: list[bytes], requests: list[bytes]) -> bytes:
+    """Args: replies: The parts' reply bodies, in the order of `requests`, which `split` made.
 
     Returns: One reply: all embeddings with their indexes over the whole, the usage added up.
-    Raises: msgspec.MsgspecError: A part is not an embeddings reply.
+    Raises: ValueError: A part is not the embeddings reply to its request.
     """
     data: list[dict[str, Raw]] = []
     usage: Usage = {}
-    for reply in replies:
+    for reply, request in zip(replies, requests, strict=True):
         part = _PART.decode(reply)
         offset = len(data)
         part.data.sort(key=lambda entry: int(bytes(entry["index"])))
+        wanted = len(_ITEMS.decode(_FIELDS.decode(request)["input"]))
+        if [int(bytes(entry["index"])) for entry in part.data] != list(range(wanted)):
+            msg = f"{len(part.data)} embeddings for {wanted} inputs"
+            raise ValueError(msg)
         for place, entry in enumerate(part.data, offset):
             entry["index"] = Raw(str(place).encode())
         data += part.data
-        add(usage, part.usage)
+        add(usage, part.usage or {})
     return msgspec.json.encode({**_FIELDS.decode(replies[0]), "data": data, "usage": usage})

@@ -19,7 +19,14 @@ class Inflater:
             zlib.error: Not what the header said.
         """
         while data:
+            if self._zlib.eof:  # a text may be several members (RFC 1952 section 2.2)
+                self._zlib = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
             piece = self._zlib.decompress(data, _PIECE)
             if piece:
                 yield piece
-            data = self._zlib.unconsumed_tail
+            data = self._zlib.unused_data if self._zlib.eof else self._zlib.unconsumed_tail
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text came to its own end."""
+        return self._zlib.eof

@@ -14,6 +14,8 @@ from app.wire.request import Peek, peek
 
 _CHECKED_IDS = 250_000  # of a stream without end, duplicates are looked for among this many
 
+_PEEKED = ("model", "stream", "prompt")  # of a prompt only whether there is one
+
 Fields = dict[str, Raw]
 
 
@@ -50,21 +52,32 @@ class Unit:
     """One upstream call of an item.
 
     Attributes:
+        fields: The body's, `defaults` included; put together only when the call is sent, for many share one text.
         model: As the result line shows it: only where the request named `models`.
     """
 
     endpoint: Endpoint
-    body: bytes
+    fields: Fields
     peek: Peek
     model: str | None = None
+
+    def body(self) -> bytes:
+        """Returns: The request body as JSON."""
+        return msgspec.json.encode(self.fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item, ready to run: one unit, or one per model. `flaw` says why it cannot run."""
+    """One item, ready to run: one unit, or one per model.
+
+    Attributes:
+        size: Bytes of its own body.
+        flaw: Why it cannot run.
+    """
 
     index: int
     custom_id: str | None
+    size: int = 0
     units: tuple[Unit, ...] = ()
     flaw: InvalidRequestError | None = None
 
@@ -83,7 +96,7 @@ class ItemReader:
         index, custom_id = self._index, None
         try:
             parsed = _item_of(text)
-            custom_id = parsed.custom_id
+            custom_id = str(index) if parsed.custom_id is None else parsed.custom_id
             return self.item(parsed, "")
         except InvalidRequestError as flaw:
             return Item(index, custom_id, flaw=flaw)
@@ -100,7 +113,7 @@ class ItemReader:
         custom_id = str(index) if parsed.custom_id is None else parsed.custom_id
         if hash(custom_id) in self._seen:
             raise InvalidRequestError(f"duplicate custom_id {custom_id!r}", param=_at(where, "custom_id"))
-        if len(self._seen) < _CHECKED_IDS and (where or parsed.custom_id is not None):
+        if len(self._seen) < _CHECKED_IDS:
             self._seen.add(hash(custom_id))
         endpoint = _endpoint(parsed.url or self._options.url, _at(where, "url"))
         fields = {**self._options.defaults, **parsed.body}
@@ -109,18 +122,18 @@ class ItemReader:
             self._unit(endpoint, fields if model is None else {**fields, "model": _raw(model)}, model, where)
             for model in models or (None,)
         )
-        return Item(index, custom_id, units)
+        return Item(index, custom_id, sum(map(_length, parsed.body.values())), units)
 
     def _unit(self, endpoint: Endpoint, fields: Fields, model: str | None, where: str) -> Unit:
-        body = msgspec.json.encode(fields)
+        looked_at = {name: Raw(b"0") if name == "prompt" else fields[name] for name in _PEEKED if name in fields}
         try:
-            seen = peek(endpoint, body)
+            seen = peek(endpoint, msgspec.json.encode(looked_at))
         except InvalidRequestError as error:
             raise InvalidRequestError(error.message, param=_at(where, "body", error.param)) from None
         if seen.stream and not self._streams:
             message = "stream: true needs the request header Accept: text/event-stream"
             raise InvalidRequestError(message, param=_at(where, "body", "stream"))
-        return Unit(endpoint, body, seen, model)
+        return Unit(endpoint, fields, seen, model)
 
 
 def _item_of(text: bytes | None) -> _Item:
@@ -148,6 +161,8 @@ def read_options(query: Mapping[str, str]) -> Options:
     given: dict[str, Any] = dict(query)
     if "models" in given:
         given["models"] = given["models"].split(",")
+        if not all(given["models"]):
+            raise InvalidRequestError("a model's name is empty", param="models")
     if "defaults" in given:
         given["defaults"] = decode(_FIELDS, given["defaults"].encode(), "defaults")
     try:
@@ -173,6 +188,10 @@ def _endpoint(url: str, where: str) -> Endpoint:
         allowed = ", ".join(f"/v1{path}" for path in sorted(FANOUT_PATHS))
         raise InvalidRequestError(f"{url!r} is not one of {allowed}", param=where)
     return BY_PATH[path]
+
+
+def _length(value: Raw) -> int:
+    return len(memoryview(value))
 
 
 def _at(*parts: str | None) -> str:

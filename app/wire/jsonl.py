@@ -3,6 +3,11 @@
 _BOM = b"\xef\xbb\xbf"
 
 
+def one_line(text: bytes) -> bytes:
+    """Returns: JSON text without line breaks. Inside its strings there are none: they would have to be escaped."""
+    return text.replace(b"\n", b" ").replace(b"\r", b" ")
+
+
 class LineReader:
     """Cuts a stream of bytes into lines. Blank lines are skipped, a byte-order mark is dropped.
 
@@ -18,15 +23,21 @@ class LineReader:
 
     def feed(self, data: bytes) -> list[bytes | None]:
         """Returns: The lines that `data` completes; None stands for one that was too long."""
-        *lines, rest = (self._rest + data).split(b"\n")
+        data = self._rest + data
+        if self._first:
+            if _BOM.startswith(data):
+                self._rest = data
+                return []
+            self._first = False
+            data = data.removeprefix(_BOM)
+        *lines, self._rest = data.split(b"\n")
         found: list[bytes | None] = []
         for line in lines:
-            if self._skipping:
-                self._skipping = False
-            else:
-                found += self._line(line)
-        self._rest = b"" if self._skipping else rest
-        if len(self._rest) > self._longest:
+            found += [] if self._skipping else self._line(line)
+            self._skipping = False
+        if self._skipping:
+            self._rest = b""
+        elif self._too_long(self._rest):
             self._rest, self._skipping = b"", True
             found.append(None)
         return found
@@ -34,13 +45,13 @@ class LineReader:
     def close(self) -> list[bytes | None]:
         """Returns: The last line, if it has no line feed."""
         rest, self._rest = self._rest, b""
-        return self._line(rest)
+        return self._line(rest.removeprefix(_BOM) if self._first else rest)
+
+    def _too_long(self, line: bytes) -> bool:
+        return len(line.removesuffix(b"\r")) > self._longest
 
     def _line(self, line: bytes) -> list[bytes | None]:
-        if self._first:
-            self._first = False
-            line = line.removeprefix(_BOM)
-        line = line.strip()
-        if len(line) > self._longest:
+        if self._too_long(line):
             return [None]
+        line = line.strip()
         return [line] if line else []

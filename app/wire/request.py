@@ -75,7 +75,9 @@ def _json_with_model(body: bytes, old: str, new: str) -> bytes:
     found = list(key.finditer(body))
     if len(found) == 1:
         start, end = found[0].span(1)
-        return body[:start] + msgspec.json.encode(new) + body[end:]
+        spliced = body[:start] + msgspec.json.encode(new) + body[end:]
+        if _PEEK.decode(spliced).model == new:
+            return spliced
     # Nested, doubled or oddly escaped: take the top level apart; every value keeps its own bytes.
     fields = _FIELDS.decode(body)
     fields["model"] = Raw(msgspec.json.encode(new))
@@ -94,7 +96,7 @@ def _text(form: dict[str, tuple[int, int]], body: bytes, name: str) -> str | Non
 
 def _scan_form(body: bytes, content_type: str) -> dict[str, tuple[int, int]]:
     """Returns: The span in `body` of each plain field of a multipart form (RFC 7578); files are passed over."""
-    kind, options = parse_options_header(content_type)
+    kind, options = parse_options_header(content_type if content_type.isascii() else "")
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise InvalidRequestError("this endpoint takes multipart/form-data with a boundary", param="content-type")
     reader = _FormReader()

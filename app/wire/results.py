@@ -1,13 +1,14 @@
 """The fan-out's lines that go out: OpenAI's batch output line with `index` and `timing`, and the summary."""
 
 import contextlib
+import json
 import os
 from dataclasses import dataclass
 
 import msgspec
 from msgspec import Raw
 
-from app.wire.fanout import Item
+from app.wire.jsonl import one_line
 from app.wire.usage import Usage, add
 
 
@@ -28,7 +29,8 @@ class Timing:
 class Result:
     """How one item (and model) ended: with a reply (`status`, `body`), or without one (`code`, `message`)."""
 
-    item: Item
+    index: int
+    custom_id: str | None
     model: str | None
     timing: Timing
     status: int = 0
@@ -50,8 +52,8 @@ class Result:
             error = {"code": self.code, "message": self.message}
         line: dict[str, object] = {
             "id": new_id("batch_req_"),
-            "index": self.item.index,
-            "custom_id": self.item.custom_id,
+            "index": self.index,
+            "custom_id": self.custom_id,
             "response": response,
             "error": error,
             "timing": self.timing,
@@ -63,17 +65,24 @@ class Result:
 
 def _json(body: bytes) -> Raw | str:
     try:
-        _ANYTHING.decode(body)
-    except (msgspec.MsgspecError, RecursionError):
+        text = body.decode()
+    except UnicodeDecodeError:
         return body.decode(errors="replace")
-    return Raw(body)
+    with contextlib.suppress(ValueError, RecursionError):
+        try:
+            _RAW.decode(body)
+        except msgspec.DecodeError:
+            json.loads(text)  # it takes half an emoji ("\\ud83d"), as clients do
+        return Raw(one_line(body))
+    return text
 
 
-class _Anything(msgspec.Struct):
+class _WithUsage(msgspec.Struct):
     usage: Usage | None = None
 
 
-_ANYTHING = msgspec.json.Decoder(_Anything)
+_RAW = msgspec.json.Decoder(Raw)
+_WITH_USAGE = msgspec.json.Decoder(_WithUsage)
 
 
 class Summary:
@@ -92,7 +101,7 @@ class Summary:
         self.sum_ms += result.timing.upstream_ms
         if result.ok:
             with contextlib.suppress(msgspec.MsgspecError, RecursionError):
-                add(self.usage, _ANYTHING.decode(result.body).usage or {})
+                add(self.usage, _WITH_USAGE.decode(result.body).usage or {})
 
     def fields(self, wall_ms: float) -> dict[str, object]:
         """Returns: What the reply and the summary line have in common."""

@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
+_BOM = b"\xef\xbb\xbf"
 _MAX_EVENT_BYTES = 32 * 1024**2  # a partial image in base64 is the largest event there is
 _NOT_FOR_SDKS = (b"id:", b"retry:")  # the official SDKs crash on these
 
@@ -46,7 +47,9 @@ class EventReader:
         self.complete = False
         self.flaw: MalformedEventError | None = None
         self._terminals = {msgspec.json.encode(name) for name in terminals}
-        self._rest = b""
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._begun = False
 
     @property
     def ended(self) -> bool:
@@ -59,18 +62,32 @@ class EventReader:
         Returns: The whole events that they complete, framed; maybe none. The first that is not JSON, or too long,
             becomes the `flaw`, and ends the stream.
         """
-        data = self._rest + data if self._rest else data
+        if b"\n" not in data and b"\r" not in data:
+            return self._hold(data)
+        if self._held:
+            self._held.append(data)
+            data = b"".join(self._held)
+            self._held, self._held_bytes = [], 0
+        if not self._begun:
+            self._begun = True
+            data = data.removeprefix(_BOM)
         if b"\r" in data:
             held = b"\r" if data.endswith(b"\r") else b""  # its line feed may be in the next bytes
             data = data[: len(data) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held
         cut = data.rfind(b"\n\n") + 2
         if cut == 1:
-            self._rest = data
-            if len(data) > _MAX_EVENT_BYTES:
-                self.flaw = MalformedEventError("an event is too long")
-            return b""
-        self._rest = data[cut:]
+            return self._hold(data)
+        self._hold(data[cut:])
         return self._checked(data[:cut])
+
+    def _hold(self, data: bytes) -> bytes:
+        """Keeps the beginning of an event, in pieces: a large one is not copied again for every piece of it."""
+        if data:
+            self._held.append(data)
+            self._held_bytes += len(data)
+            if self._held_bytes > _MAX_EVENT_BYTES:
+                self.flaw = MalformedEventError("an event is too long")
+        return b""
 
     def close(self) -> bytes:
         """The upstream closed its stream.
@@ -79,8 +96,9 @@ class EventReader:
             early, that is the `flaw`.
         """
         last = b""
-        if not self.ended and self._rest.strip():  # a last event without its blank line
-            last = self._checked(self._rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n").strip(b"\n") + b"\n\n")
+        rest = b"".join(self._held).replace(b"\r\n", b"\n").replace(b"\r", b"\n").strip(b"\n")
+        if not self.ended and rest.strip():  # a last event without its blank line
+            last = self._checked(rest + b"\n\n")
         if self.ended:
             return last
         if not self.complete:
@@ -146,10 +164,14 @@ def _decoded(payload: bytes) -> _Chunk:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     try:  # msgspec refuses half an emoji ("\\ud83d"), which models do cut across two tokens; clients take it
-        fields = dict(json.loads(payload).items())
+        fields = dict(json.loads(payload.decode(), parse_constant=_refuse).items())
         return _CHUNK.decode(json.dumps({name: fields[name] for name in ("error", "type") if name in fields}))
     except (ValueError, AttributeError, RecursionError, msgspec.MsgspecError):
         raise MalformedEventError("an event is not a JSON object") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 def event(data: bytes, name: str | None = None) -> bytes:
@@ -163,6 +185,6 @@ def payloads(events: bytes) -> list[bytes]:
     found = []
     for one in events.split(b"\n\n"):
         data = [line[5:].removeprefix(b" ") for line in one.split(b"\n") if line.startswith(b"data:")]
-        if data and data != [b"[DONE]"]:
+        if data and data[0].strip() != b"[DONE]":
             found.append(b"\n".join(data))
     return found

@@ -27,7 +27,9 @@ LINES = 200_000
 def memory_mb(server: Server) -> float:
     """Resident memory of the gateway's process."""
     fields = dict(
-        line.split(":", 1) for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines() if ":" in line
+        line.split(":", 1)
+        for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+        if ":" in line
     )
     return int(fields["VmRSS"].split()[0]) / 1024
 

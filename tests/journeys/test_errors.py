@@ -110,6 +110,7 @@ async def test_403_for_a_model_that_the_key_may_not_use(locked: Server) -> None:
         answer = await http.post("/v1/chat/completions", json=ASK)
         check(answer, 403, "permission_error", None, "model")
         assert retry(answer) == "false"
+        check(await http.post("/v1/moderations", json={"input": "x"}), 403, "permission_error", None, "model")
         assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["fast"]
         many = await http.post("/v1/fanout", json={"requests": [{"body": ASK}, {"body": {**ASK, "model": "fast"}}]})
         assert [line["response"]["status_code"] for line in many.json()["results"]] == [403, 200]
@@ -209,14 +210,13 @@ async def test_502_when_the_upstream_cannot_be_reached(fragile: Server) -> None:
         (reply(b"<html>hello</html>", content_type="text/html"), "upstream_malformed"),
         (reply(b"\x00\x01 garbage"), "upstream_malformed"),
         (reply(b""), "upstream_malformed"),
-        (reply(b"<html>oops</html>", content_type="text/html", status=503), "upstream_malformed"),
         (reply(b"x", headers={"content-encoding": "br"}), "upstream_malformed"),
         (reply(b"not gzip", headers={"content-encoding": "gzip"}), "upstream_malformed"),
         (reply(b"{" + b" " * 1_000_001 + b"}"), "upstream_malformed"),
         (reply(GOOD)[:-5], "upstream_cut"),
         (b"", "upstream_cut"),
     ],
-    ids=["html", "garbage", "empty", "html 503", "brotli", "not gzip", "too large", "cut", "closed"],
+    ids=["html", "garbage", "empty", "brotli", "not gzip", "too large", "cut", "closed"],
 )
 async def test_502_when_the_upstream_answers_nonsense(fragile: Server, answer: bytes, code: str) -> None:
     async with scripted(whole(answer), FRAGILE_PORT), httpx.AsyncClient() as http:
@@ -224,12 +224,46 @@ async def test_502_when_the_upstream_answers_nonsense(fragile: Server, answer: b
     check(got, 502, "upstream_error", code)
 
 
-async def test_a_404_page_keeps_its_status_and_says_what_came(fragile: Server) -> None:
-    page = reply(b"404 page not found", content_type="text/plain", status=404)
+@pytest.mark.parametrize("status", [404, 503])
+async def test_an_error_page_keeps_its_status_and_its_retry_after(fragile: Server, status: int) -> None:
+    page = reply(b"<html>oops</html>", content_type="text/html", status=status, headers={"retry-after": "7"})
     async with scripted(whole(page), FRAGILE_PORT), httpx.AsyncClient() as http:
         got = await http.post(f"{fragile.base_url}/chat/completions", json=ASK)
-    check(got, 404, "upstream_error", "upstream_malformed")
-    assert "text/plain" in got.json()["error"]["message"]
+    check(got, status, "upstream_error", "upstream_malformed")
+    assert "text/html" in got.json()["error"]["message"]
+    assert got.headers["retry-after"] == "7"
+
+
+async def test_a_broken_framing_of_the_upstreams_body_is_a_cut_at_once(fragile: Server) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with scripted(whole(head + b'5\r\n{"a":\r\nnot a size\r\n'), FRAGILE_PORT), httpx.AsyncClient() as http:
+        got = await http.post(f"{fragile.base_url}/chat/completions", json=ASK)
+    check(got, 502, "upstream_error", "upstream_cut")
+
+
+async def test_an_empty_204_passes(fragile: Server) -> None:
+    async with scripted(whole(b"HTTP/1.1 204 No Content\r\n\r\n"), FRAGILE_PORT), httpx.AsyncClient() as http:
+        got = await http.delete(f"{fragile.base_url}/responses/resp_1")
+    assert (got.status_code, got.content) == (204, b"")
+
+
+async def test_without_keys_a_strange_page_cannot_spend_money(http: httpx.AsyncClient) -> None:
+    body = json.dumps(ASK).encode()
+    for headers in (
+        {"origin": "https://evil.example", "content-type": "text/plain"},
+        {"origin": "http://evil.example:8000", "host": "evil.example:8000", "content-type": "application/json"},
+    ):
+        check(await http.post("/v1/chat/completions", content=body, headers=headers), 403, "permission_error", None)
+    local = {"origin": "http://localhost:3000", "content-type": "text/plain"}
+    assert (await http.post("/v1/chat/completions", content=body, headers=local)).status_code == 200
+
+
+async def test_header_values_that_are_not_ascii_do_no_harm(http: httpx.AsyncClient) -> None:
+    odd = {b"openai-beta": "caf\xe9".encode("latin-1")}
+    assert (await http.post("/v1/chat/completions", json=ASK, headers=odd)).status_code == 200
+    form = {b"content-type": "multipart/form-data; boundary=\xe9".encode("latin-1")}
+    answer = await http.post("/v1/audio/transcriptions", content=b"x", headers=form)
+    check(answer, 400, "invalid_request_error", None, "content-type")
 
 
 async def test_504_when_the_deadline_passes(gateway: Server, simulator: Server, http: httpx.AsyncClient) -> None:

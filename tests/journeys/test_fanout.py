@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import Server, eventually, serving
+from tests.conftest import FRAGILE_PORT
+from tests.support import Server, events_of, eventually, reply, scripted, serving, streamed, whole
 
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
@@ -75,11 +76,13 @@ async def test_calls_run_side_by_side_and_concurrency_lowers_how_many(
 ) -> None:
     for concurrency, peak in ((None, 30), (3, 3)):
         simulator.ledger(reset=True)
-        options = {} if concurrency is None else {"concurrency": concurrency}
-        requests = [item(str(place)) for place in range(30)]
-        answer = await fan_out(http, defaults={"model": "sim-latency=0.1"}, requests=requests, **options)
-        assert answer.json()["counts"]["completed"] == 30
+        request: dict[str, Any] = {"requests": [item(str(place)) for place in range(30)]}
+        if concurrency is not None:
+            request["concurrency"] = concurrency
+        answer = (await fan_out(http, defaults={"model": "sim-latency=0.1"}, **request)).json()
+        assert answer["counts"]["completed"] == 30
         assert simulator.ledger()["peak"] == peak
+        assert (answer["results"][-1]["timing"]["queue_ms"] > 100) == (concurrency is not None)
 
 
 async def test_results_can_leave_as_they_finish(http: httpx.AsyncClient) -> None:
@@ -163,7 +166,14 @@ async def test_ndjson_in_and_out_ends_with_a_summary(http: httpx.AsyncClient) ->
 async def test_a_broken_line_says_so_in_its_own_result_and_the_rest_goes_on(http: httpx.AsyncClient) -> None:
     good = json.dumps({**item("x", model="sim"), "custom_id": "same"}).encode()
     answer = await fan_out_lines(
-        http, b"\xef\xbb\xbf" + good, b"{broken", b"", b'{"body": {"model": "sim", "x": "\xff"}}', good, b"[1]", good[:-1]
+        http,
+        b"\xef\xbb\xbf" + good,
+        b"{broken",
+        b"",
+        b'{"body": {"model": "sim", "x": "\xff"}}',
+        good,
+        b"[1]",
+        good[:-1],
     )
     *results, summary = lines(answer.text)
     assert [line["index"] for line in results] == [0, 1, 2, 3, 4, 5]
@@ -181,7 +191,13 @@ async def test_ndjson_takes_its_options_from_the_query(http: httpx.AsyncClient) 
     assert len(lines(answer.text)) == 5
     with_defaults = await fan_out_lines(http, body, defaults='{"model": "sim"}', accept="application/json")
     assert with_defaults.json()["counts"]["completed"] == 1
-    for name, value in (("order", "x"), ("concurrency", "none"), ("nonsense", "1"), ("defaults", "{"), ("mode", "race")):
+    for name, value in (
+        ("order", "x"),
+        ("concurrency", "none"),
+        ("nonsense", "1"),
+        ("defaults", "{"),
+        ("mode", "race"),
+    ):
         wrong = await fan_out_lines(http, body, **{name: value})
         assert wrong.status_code == 400
         assert wrong.json()["error"]["param"] == name
@@ -276,6 +292,76 @@ async def test_a_streamed_item_that_breaks_fails_alone(http: httpx.AsyncClient) 
     results = [json.loads(b.split("data: ", 1)[1]) for b in answer.text.split("\n\n") if b.startswith("event: result")]
     assert results[0]["error"]["code"] == "upstream_cut"
     assert results[1]["response"]["status_code"] == 200
+
+
+async def test_an_upstream_that_writes_its_json_over_many_lines_keeps_ndjson_and_sse_whole(fragile: Server) -> None:
+    pretty = b'{\n  "object": "x",\n  "pi": 3.10,\n  "usage": {\r\n "total_tokens": 2 }\n}\n'
+    request = {"requests": [{"body": {"model": "m"}}, {"body": {"model": "m"}}]}
+    async with scripted(whole(reply(pretty)), FRAGILE_PORT), httpx.AsyncClient(base_url=fragile.root) as http:
+        *results, summary = lines((await fan_out(http, NDJSON, **request)).text)
+        events = events_of((await fan_out(http, SSE, **request)).text)
+    assert [line["response"]["body"]["pi"] for line in results] == [3.10, 3.10]
+    assert summary["usage"] == {"total_tokens": 4}
+    assert len(events) == 3
+    split = b'data: {"choices":\ndata: [{"index": 0, "delta": {"content": "\\ud83d"}}]}\n\ndata: [DONE]\n\n'
+    async with scripted(streamed(split), FRAGILE_PORT), httpx.AsyncClient(base_url=fragile.root) as http:
+        streamed_item = {"requests": [{"body": {"model": "m", "stream": True}}] * 2}
+        text = (await fan_out(http, SSE, **streamed_item)).text
+    found = events_of(text)
+    assert [one.get("object") for one in found if "chunk" not in one][-1] == "fanout.summary"
+    assert found[-1]["counts"] == {"total": 2, "completed": 2, "failed": 0}
+
+
+async def test_odd_chunks_do_not_lose_an_item(fragile: Server) -> None:
+    odd = [b'{"choices": [null]}', b'{"choices": 5}', b'{"response": null}', b'{"choices": [{"index": 0, "delta": 3}]}']
+    pieces = [b"data: " + one + b"\n\n" for one in odd]
+    async with (
+        scripted(streamed(*pieces, b"data: [DONE]\n\n"), FRAGILE_PORT),
+        httpx.AsyncClient(base_url=fragile.root) as http,
+    ):
+        answer = await fan_out(http, SSE, requests=[{"body": {"model": "m", "stream": True}}] * 3)
+    assert events_of(answer.text)[-1]["counts"] == {"total": 3, "completed": 3, "failed": 0}
+
+
+async def test_the_timeout_ends_an_input_that_stalls(gateway: Server) -> None:
+    async def stalls() -> AsyncIterator[bytes]:
+        yield json.dumps(item("x", model="sim")).encode() + b"\n"
+        await asyncio.sleep(20)
+
+    headers = {"content-type": NDJSON, "accept": NDJSON}
+    port = int(gateway.root.rsplit(":", 1)[1])
+    for query, more in (("?timeout=0.3", ""), ("", "x-sluicegate-timeout: 0.3\r\n")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        told = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"POST /v1/fanout{query} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n{told}{more}\r\n"
+        line = await anext(stalls())
+        writer.write(head.encode() + b"%x\r\n%s\r\n" % (len(line), line))
+        text = await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 10)
+        assert b'"completed":1' in text
+        writer.close()
+
+
+async def test_hanging_up_in_the_middle_of_the_lines_starts_no_more_calls(gateway: Server, simulator: Server) -> None:
+    simulator.ledger(reset=True)
+    line = json.dumps(item("x", model="sim-latency=0.3")).encode() + b"\n"
+    _, writer = await asyncio.open_connection("127.0.0.1", int(gateway.root.rsplit(":", 1)[1]))
+    writer.write(
+        b"POST /v1/fanout?concurrency=8 HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
+        b"content-type: application/x-ndjson\r\naccept: application/x-ndjson\r\n\r\n"
+    )
+    body = line * 3000
+    writer.write(b"%x\r\n%s\r\n" % (len(body), body))
+    await eventually(lambda: simulator.ledger()["in_flight"] == 8)
+    writer.transport.abort()
+    await eventually(lambda: simulator.ledger()["in_flight"] == 0)
+    assert simulator.ledger()["calls"] <= 24
+
+
+async def test_input_order_holds_while_tokens_of_many_streams_fill_the_queue(http: httpx.AsyncClient) -> None:
+    requests = [item(str(place), model="sim-tokens=200-gap=0", stream=place % 20 == 0) for place in range(400)]
+    answer = await fan_out(http, SSE, requests=requests)
+    found = [one["index"] for one in events_of(answer.text) if "timing" in one and "index" in one]
+    assert found == list(range(400))
 
 
 async def test_an_upstream_that_is_down_is_said_per_item() -> None:

@@ -7,11 +7,12 @@ import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.support import Server, eventually, events_of, serving
+from tests.support import Server, events_of, eventually, serving
 
 SLOTS = 4
 STREAMS = 300
@@ -33,7 +34,7 @@ def narrow(simulator: Server) -> Iterator[Server]:
         yield server
 
 
-def chat(model: str, *, stream: bool = False) -> dict[str, object]:
+def chat(model: str, *, stream: bool = False) -> dict[str, Any]:
     return {"model": model, "stream": stream, "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -160,9 +161,34 @@ async def test_sigterm_lets_streams_finish_then_ends_the_rest_in_the_error_event
             long = asyncio.create_task(
                 http.post(f"{server.base_url}/chat/completions", json=chat("sim-tokens=9999-gap=0.05", stream=True))
             )
-            await eventually(lambda: server.status()["in_flight"] == 2)
+            waiting = asyncio.create_task(http.post(f"{server.base_url}/chat/completions", json=chat("sim-latency=30")))
+            gated = asyncio.create_task(
+                http.post(f"{server.base_url}/chat/completions", json=chat("sim-latency=30", stream=True))
+            )
+            await eventually(lambda: server.status()["in_flight"] == 4)
             server.process.send_signal(signal.SIGTERM)
+            await eventually(lambda: httpx.get(f"{server.root}/readyz").status_code == 503)
+            refused = await http.post(f"{server.base_url}/chat/completions", json=chat("sim"))
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+            assert refused.headers["retry-after"] == "1"
             assert (await short).text.endswith("data: [DONE]\n\n")
-            last = events_of((await long).text)[-1]
-            assert last["error"]["code"] == "draining"
+            assert events_of((await long).text)[-1]["error"]["code"] == "draining"
+            for call in (waiting, gated):
+                assert (await call).status_code == 503
+                assert (await call).json()["error"]["code"] == "draining"
         assert await asyncio.to_thread(server.process.wait, 20) == 0
+        assert "Traceback" not in server.log()
+
+
+async def test_sigterm_ends_an_idle_server_at_once_and_a_second_one_ends_a_busy_one(simulator: Server) -> None:
+    env = {"OPENAI_BASE_URL": simulator.base_url}
+    with serving("serve", env=env) as idle:
+        idle.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(idle.process.wait, 10) == 0
+    with serving("serve", env=env) as busy:
+        async with calls(busy, chat("sim-tokens=9999", stream=True)):
+            await eventually(lambda: busy.status()["in_flight"] == 1)
+            busy.process.send_signal(signal.SIGTERM)
+            await eventually(lambda: httpx.get(f"{busy.root}/readyz").status_code == 503)
+            busy.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(busy.process.wait, 10)

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import httpx
 
@@ -12,7 +14,7 @@ ASK = {"model": "fast", "messages": [{"role": "user", "content": "x"}]}
 GOOD = b'{"object": "chat.completion"}'
 
 
-async def post(server: Server, body: dict[str, object], path: str = "chat/completions") -> httpx.Response:
+async def post(server: Server, body: Mapping[str, Any], path: str = "chat/completions") -> httpx.Response:
     async with httpx.AsyncClient(timeout=30) as http:
         return await http.post(f"{server.base_url}/{path}", json=body)
 
@@ -34,7 +36,7 @@ async def test_an_alias_changes_the_models_name_and_no_other_byte() -> None:
                 assert answer.content == GOOD
                 await http.post(f"{server.base_url}/chat/completions", json={"model": "west/org/name"})
                 await http.post(f"{server.base_url}/chat/completions", json={"model": "other/name"})
-                form = {"model": (None, "fast"), "file": ("a.wav", b"\x00\xff--x", "audio/wav")}
+                form: dict[str, Any] = {"model": (None, "fast"), "file": ("a.wav", b"\x00\xff--x", "audio/wav")}
                 await http.post(f"{server.base_url}/audio/translations", files=form)
         chat, prefixed, unknown_prefix, translation = upstream.requests
     assert chat.body == sent.replace(b'"model" : "fast"', b'"model" : "real-model"')
@@ -155,6 +157,18 @@ async def test_the_next_target_answers_when_the_first_cannot(simulator: Server) 
         assert (await post(server, {**ASK, "model": "spent"})).headers["x-sluicegate-attempts"] == "3"
         assert (await post(server, {**ASK, "model": "wrong"})).status_code == 400
         assert (await post(server, {**ASK, "model": "hopeless"})).status_code == 503
+
+
+async def test_a_target_that_wants_to_be_waited_for_is_passed_by_while_another_is_left(simulator: Server) -> None:
+    toml = f"""
+    [upstreams.sim]
+    base_url = "{simulator.base_url}"
+    [models.fast]
+    targets = ["sim/busy-status=429-after=60", "sim/good"]
+    """
+    with serving("serve", toml=toml) as server:
+        answer = await post(server, ASK)
+    assert (answer.status_code, answer.headers["x-sluicegate-attempts"]) == (200, "2")
 
 
 async def test_a_stored_response_is_found_whichever_upstream_has_it(simulator: Server) -> None:

@@ -35,10 +35,8 @@ def test_a_spent_quota_is_never_tried_again_here(status: int) -> None:
     assert of_status(status, "insufficient_quota") == ELSEWHERE
 
 
-@pytest.mark.parametrize(
-    "error", [errors.UpstreamUnreachableError, errors.UpstreamMalformedError, errors.UpstreamCutError]
-)
-def test_an_upstream_without_a_usable_reply_may_have_one_later(error: type[errors.GatewayError]) -> None:
+@pytest.mark.parametrize("error", [errors.UpstreamUnreachableError, errors.UpstreamCutError])
+def test_an_upstream_that_was_not_reached_or_broke_off_may_be_well_later(error: type[errors.GatewayError]) -> None:
     assert of_error(error("x")) == TRANSIENT
 
 
@@ -47,6 +45,10 @@ def test_an_upstream_without_a_usable_reply_may_have_one_later(error: type[error
 )
 def test_a_slow_or_full_upstream_is_left_for_another(error: type[errors.GatewayError]) -> None:
     assert of_error(error("x")) == ELSEWHERE
+
+
+def test_a_malformed_answer_is_paid_for_and_not_asked_for_again_here() -> None:
+    assert of_error(errors.UpstreamMalformedError("x")) == ELSEWHERE
 
 
 @pytest.mark.parametrize(

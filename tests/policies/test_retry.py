@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from app.policies.retry import RetryPolicy, retry_after_of
 
 _DRAW = st.floats(0, 1, exclude_max=True)
-_SECONDS = st.floats(0, 10_000)
+_SECONDS = st.floats(0, 120)
 _ATTEMPT = st.integers(1, 9)
 _POLICY = st.builds(RetryPolicy, st.just(10), st.floats(0, 60), st.floats(0, 60))
 NOW = 1_750_000_000.0
@@ -42,6 +42,22 @@ def test_a_wait_never_passes_the_deadline(
 ) -> None:
     wait = policy.wait(attempt, retry_after=retry_after, remaining=remaining, draw=lambda: draw)
     assert wait is None or wait < remaining
+
+
+@given(_POLICY, _ATTEMPT, _DRAW, st.floats(0, 10_000))
+def test_a_retry_after_that_is_too_long_is_left_to_the_client(
+    policy: RetryPolicy, attempt: int, draw: float, retry_after: float
+) -> None:
+    wait = policy.wait(attempt, retry_after=retry_after, remaining=math.inf, draw=lambda: draw)
+    assert (wait is None) == (retry_after > policy.longest)
+
+
+@pytest.mark.parametrize(("retry_after", "wait"), [(None, 0.25), (0.0, 0.025), (5.0, None)])
+def test_another_target_is_asked_rather_than_waiting_as_long_as_this_one_wants(
+    retry_after: float | None, wait: float | None
+) -> None:
+    found = RetryPolicy().wait(1, retry_after=retry_after, remaining=60, draw=lambda: 0.5, alternative=True)
+    assert found == (None if wait is None else pytest.approx(wait))
 
 
 @given(st.integers(1, 10), _DRAW)

@@ -23,12 +23,14 @@ def ring() -> Keyring:
 
 def test_without_keys_anyone_may_call_with_any_header() -> None:
     open_ring = Keyring({})
+    assert open_ring.is_open
     assert open_ring.identify(None) is ANYONE
     assert open_ring.identify("Bearer whatever") is ANYONE
     assert open_ring.identify("nonsense") is ANYONE
 
 
 def test_a_key_is_known_by_itself_or_by_its_hash(ring: Keyring) -> None:
+    assert not ring.is_open
     assert ring.identify("Bearer sk-plain") == Caller("plain")
     assert ring.identify(f"Bearer {SECRET}") == Caller("hashed", frozenset({"fast"}))
 
@@ -63,14 +65,16 @@ def test_a_keys_hash_is_not_the_key(ring: Keyring) -> None:
 def test_a_key_may_ask_for_its_own_models_only(ring: Keyring) -> None:
     caller = ring.identify(f"Bearer {SECRET}")
     caller.check("fast")
-    caller.check(None)
-    with pytest.raises(PermissionDeniedError) as caught:
-        caller.check("west/gpt-4o")
-    assert (caught.value.status, caught.value.param) == (403, "model")
+    for model in ("west/gpt-4o", None):
+        with pytest.raises(PermissionDeniedError) as caught:
+            caller.check(model)
+        assert (caught.value.status, caught.value.param) == (403, "model")
 
 
 def test_a_key_without_a_list_may_ask_for_any_model(ring: Keyring) -> None:
-    ring.identify("Bearer sk-plain").check("anything")
+    caller = ring.identify("Bearer sk-plain")
+    caller.check("anything")
+    caller.check(None)
 
 
 def test_a_key_with_an_empty_list_may_ask_for_none() -> None:

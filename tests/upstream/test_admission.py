@@ -17,6 +17,13 @@ async def turns(count: int = 3) -> None:
         await asyncio.sleep(0)
 
 
+async def admitted(task: "asyncio.Task[Slot]") -> Slot:
+    """The slot of a task that must have it by now; a queue that is stuck fails instead of hanging."""
+    await turns()
+    assert task.done()
+    return task.result()
+
+
 def queue(admission: Admission, count: int) -> list["asyncio.Task[Slot]"]:
     return [asyncio.create_task(admission.enter(patient=True)) for _ in range(count)]
 
@@ -69,8 +76,9 @@ class Run:
             for slot in held:
                 slot.release()
             await self.settle()
-        for task in await asyncio.gather(*self.tasks, return_exceptions=True):
-            assert isinstance(task, Slot | QueueFullError | asyncio.CancelledError)
+        assert all(task.done() for task in self.tasks)
+        for ended in await asyncio.gather(*self.tasks, return_exceptions=True):
+            assert isinstance(ended, Slot | QueueFullError | asyncio.CancelledError)
         assert (self.admission.in_flight, self.admission.waiting) == (0, 0)
         assert self.admission.peak <= self.admission.limit
 
@@ -134,11 +142,10 @@ async def test_who_waits_is_let_in_by_a_release_and_by_nothing_else() -> None:
     await turns()
     assert (admission.in_flight, admission.waiting) == (1, 2)
     slot.release()
-    await first
-    await turns()
+    let_in = await admitted(first)
     assert (admission.in_flight, admission.waiting, second.done()) == (1, 1, False)
-    first.result().release()
-    await second
+    let_in.release()
+    await admitted(second)
 
 
 async def test_somebody_new_does_not_overtake_who_was_woken() -> None:
@@ -148,11 +155,10 @@ async def test_somebody_new_does_not_overtake_who_was_woken() -> None:
     await turns()
     slot.release()
     (newcomer,) = queue(admission, 1)
-    await waiter
-    await turns()
+    let_in = await admitted(waiter)
     assert not newcomer.done()
-    waiter.result().release()
-    await newcomer
+    let_in.release()
+    await admitted(newcomer)
 
 
 async def test_a_waiter_that_is_cancelled_leaves_the_queue_and_the_next_one_moves_up() -> None:
@@ -167,7 +173,7 @@ async def test_a_waiter_that_is_cancelled_leaves_the_queue_and_the_next_one_move
     stays = asyncio.create_task(admission.enter())
     await turns()
     slot.release()
-    await stays
+    await admitted(stays)
     assert admission.in_flight == 1
 
 
@@ -178,7 +184,7 @@ async def test_a_waiter_that_is_cancelled_just_as_its_turn_comes_hands_it_on() -
     await turns()
     slot.release()
     gone.cancel()
-    await stays
+    await admitted(stays)
     assert gone.cancelled()
     assert (admission.in_flight, admission.waiting) == (1, 0)
 
@@ -198,7 +204,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(max_queue: int) -
     assert admission.waiting == max_queue
     slot.release()
     for waiter in waiters:
-        (await waiter).release()
+        (await admitted(waiter)).release()
     assert (admission.in_flight, admission.waiting) == (0, 0)
 
 
@@ -225,7 +231,8 @@ async def test_a_patient_caller_waits_where_others_are_refused() -> None:
     await turns()
     assert admission.waiting == 1
     slot.release()
-    assert isinstance(await waiter, Slot)
+    assert await admitted(waiter)
+    assert admission.in_flight == 1
 
 
 async def test_the_peak_is_remembered() -> None:

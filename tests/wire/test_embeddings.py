@@ -31,7 +31,8 @@ def inputs(bodies: list[bytes]) -> list[Any]:
 @given(_TEXTS | _TOKENS, st.integers(1, 5), st.sampled_from(["float", "base64"]))
 def test_the_joined_replies_of_the_parts_are_the_reply_of_the_whole(sent: list[Any], most: int, encoding: str) -> None:
     body = request(sent, encoding_format=encoding)
-    joined = join([answered(part) for part in split(body, most)])
+    parts = split(body, most)
+    joined = join([answered(part) for part in parts], parts)
     assert json.loads(joined) == json.loads(answered(body))
 
 
@@ -68,19 +69,24 @@ def test_every_part_keeps_the_other_fields_and_every_value_its_bytes() -> None:
     ]
 
 
+def asks(*counts: int) -> list[bytes]:
+    """Requests for so many inputs each."""
+    return [request(["x"] * count) for count in counts]
+
+
 def part(*indexes: int, usage: str = '"usage": {"prompt_tokens": 1, "total_tokens": 2}') -> bytes:
     data = ", ".join(f'{{"index": {index}, "embedding": [{index}.50]}}' for index in indexes)
     return f'{{"object": "list", "data": [{data}], "model": "m", {usage}}}'.encode()
 
 
 def test_a_part_that_came_out_of_order_is_put_in_order() -> None:
-    joined = json.loads(join([part(1, 0), part(2, 0, 1)]))
+    joined = json.loads(join([part(1, 0), part(2, 0, 1)], asks(2, 3)))
     assert [entry["index"] for entry in joined["data"]] == [0, 1, 2, 3, 4]
     assert [entry["embedding"] for entry in joined["data"]] == [[0.5], [1.5], [0.5], [1.5], [2.5]]
 
 
 def test_numbers_keep_their_bytes_and_usage_is_added_up() -> None:
-    joined = join([part(0), part(0)])
+    joined = join([part(0), part(0)], asks(1, 1))
     assert joined.count(b"[0.50]") == 2
     assert json.loads(joined)["usage"] == {"prompt_tokens": 2, "total_tokens": 4}
     assert json.loads(joined)["object"] == "list"
@@ -88,7 +94,7 @@ def test_numbers_keep_their_bytes_and_usage_is_added_up() -> None:
 
 @pytest.mark.parametrize("usage", ['"x": 1', '"usage": null'])
 def test_parts_without_usage_are_joined_all_the_same(usage: str) -> None:
-    assert len(json.loads(join([part(0, usage=usage), part(0, usage=usage)]))["data"]) == 2
+    assert len(json.loads(join([part(0, usage=usage), part(0, usage=usage)], asks(1, 1)))["data"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -107,5 +113,11 @@ def test_parts_without_usage_are_joined_all_the_same(usage: str) -> None:
     ],
 )
 def test_a_part_that_is_no_embeddings_reply_is_an_error_that_its_caller_expects(reply: bytes) -> None:
-    with pytest.raises((msgspec.MsgspecError, KeyError, ValueError)):
-        join([part(0), reply])
+    with pytest.raises((KeyError, ValueError)):
+        join([part(0), reply], asks(1, 1))
+
+
+@pytest.mark.parametrize("indexes", [(), (0,), (0, 0), (1, 2), (0, 1, 2), (-1, 0)])
+def test_a_part_that_does_not_answer_each_of_its_inputs_once_is_refused(indexes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="for 2 inputs"):
+        join([part(0), part(*indexes)], asks(1, 2))

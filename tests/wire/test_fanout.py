@@ -34,7 +34,7 @@ def items(body: bytes, *, streams: bool = False) -> list[Item]:
 
 def only_body(item: Item) -> bytes:
     (unit,) = item.units
-    return unit.body
+    return unit.body()
 
 
 def reader(*, streams: bool = False, **options: Any) -> ItemReader:
@@ -143,7 +143,7 @@ def test_what_is_sent_is_the_defaults_with_the_body_over_them(
 def test_every_item_goes_to_every_model_and_the_unit_says_which() -> None:
     found = items(document({"body": {"n": 1}}, {"body": {"model": "ignored", "n": 2}}, models=["fast", 'a"b']))
     assert [[unit.model for unit in item.units] for item in found] == [["fast", 'a"b'], ["fast", 'a"b']]
-    sent = [json.loads(unit.body) for item in found for unit in item.units]
+    sent = [json.loads(unit.body()) for item in found for unit in item.units]
     assert sent == [{"n": n, "model": model} for n in (1, 2) for model in ("fast", 'a"b')]
     assert all(unit.peek.model == unit.model for item in found for unit in item.units)
 

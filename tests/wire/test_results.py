@@ -5,18 +5,15 @@ from typing import Any
 
 import pytest
 
-from app.wire.fanout import Item
 from app.wire.results import Result, Summary, Timing
-
-ITEM = Item(3, "mine")
 
 
 def replied(body: bytes, status: int = 200, *, model: str | None = None, upstream_ms: float = 7.25) -> Result:
-    return Result(ITEM, model, Timing(1.5, upstream_ms, 2), status, "req_1", body)
+    return Result(3, "mine", model, Timing(1.5, upstream_ms, 2), status, "req_1", body)
 
 
 def failed(code: str = "timeout") -> Result:
-    return Result(ITEM, None, Timing(attempts=1), code=code, message="it took too long")
+    return Result(3, "mine", None, Timing(attempts=1), code=code, message="it took too long")
 
 
 def parsed(result: Result) -> dict[str, Any]:
@@ -84,6 +81,7 @@ def test_a_body_of_several_lines_stays_on_one_line(line_end: bytes) -> None:
         b'{"usage":"none","choices":[]}',
         b'{"usage":null}',
         b'{"usage":[1]}',
+        b'{"half an emoji":"\\ud83d"}',
     ],
 )
 def test_a_body_that_is_json_is_shown_as_json_whatever_it_holds(body: bytes) -> None:
