@@ -4,12 +4,13 @@
 promise of ours:
   * its ping goes out even while data flows: here only after silence;
   * its `send_timeout` makes a cancel scope for every chunk: here one watch per stream, with the same effect;
-  * at shutdown it cuts the stream: here the stream goes on for `drain_timeout` and then ends in an error event;
+  * at shutdown it cuts the stream: here the drain says when it ends, and it ends in an error event;
   * it consumes `receive` while a request's body may still be coming in: here the reader of the body can take its place;
   * it leaves the giving back of what feeds it to a generator's `finally`, which may never run: here it is `aclose`d.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, cast
@@ -61,7 +62,7 @@ class LiveResponse(EventSourceResponse):
             status,
             headers,
             media_type,
-            ping=settings.ping_interval,
+            ping=0,  # the watch pings, and only breaks silence
             sep="\n",
             send_timeout=settings.send_timeout,
         )
@@ -70,7 +71,8 @@ class LiveResponse(EventSourceResponse):
         self._gone = gone
         self._is_events = media_type.startswith("text/event-stream")
         self._drain = gateway.drain
-        self._watch_step = min(settings.ping_interval, settings.send_timeout)
+        self._silence = settings.ping_interval
+        self._patience = settings.send_timeout
         self._stop = anyio.CancelScope()
         self._last_sent = time.monotonic()
         self._sending_since: float | None = None
@@ -97,6 +99,7 @@ class LiveResponse(EventSourceResponse):
             await self._source.aclose(self._failure)
 
     async def _stream_response(self, send: Send) -> None:
+        self._ping_to = send
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         with self._stop:
             async for piece in self.body_iterator:
@@ -117,24 +120,6 @@ class LiveResponse(EventSourceResponse):
         self._sending_since = None
         self._last_sent = time.monotonic()
 
-    async def _ping(self, send: Send) -> None:
-        """The watch: drops a reader that does not read, and breaks silence with a comment."""
-        while self.active:
-            now = time.monotonic()
-            if self._sending_since is not None:
-                due = self._sending_since + (self.send_timeout or 0)
-                if now >= due:
-                    raise SendTimeoutError
-            else:
-                due = min(self._last_sent + self.ping_interval, now + self._watch_step)
-                if now >= self._last_sent + self.ping_interval:
-                    if self._is_events:
-                        await self._send_with_timeout(
-                            send, {"type": "http.response.body", "body": PING, "more_body": True}
-                        )
-                    self._last_sent = now
-            await asyncio.sleep(max(due - now, 0.001))
-
     async def _listen_for_disconnect(self, receive: Receive) -> None:
         if self._gone is None:
             await super()._listen_for_disconnect(receive)
@@ -142,9 +127,32 @@ class LiveResponse(EventSourceResponse):
             await self._gone()
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
-        await self._drain.over.wait()
+        """The watch: breaks silence, drops a reader that does not read, and ends the stream when the drain is over."""
+        while not self._drain.over.is_set():
+            wait = await self._look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._drain.over.wait()
         self._stop.cancel()
         await anyio.sleep_forever()  # the stream ends itself now, with its error event
+
+    async def _look(self) -> float:
+        """Does what is due now. Returns: Seconds after which something can be due again.
+
+        Raises: SendTimeoutError: The reader does not read.
+        """
+        now = time.monotonic()
+        if self._sending_since is not None:
+            left = self._sending_since + self._patience - now
+            if left <= 0:
+                raise SendTimeoutError
+            return left
+        if self._is_events and self.active and now >= self._last_sent + self._silence:
+            self._last_sent = now
+            await self._send_with_timeout(
+                self._ping_to, {"type": "http.response.body", "body": PING, "more_body": True}
+            )
+        return min(self._last_sent + self._silence - now if self._is_events else self._patience, self._patience)
 
 
 def _abort(receive: Receive) -> None:

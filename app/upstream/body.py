@@ -2,7 +2,8 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Self
 
 from app.errors import (
     DeadlineError,
@@ -13,6 +14,7 @@ from app.errors import (
     UpstreamError,
     UpstreamMalformedError,
 )
+from app.upstream.alarm import Alarm
 from app.upstream.transport import RawReply
 from app.wire.encoding import Inflater
 from app.wire.sse import EventReader
@@ -41,6 +43,7 @@ class Body:
         self._open = True
         self._failure: BaseException | None = None
         self._time = asyncio.get_running_loop().time
+        self._alarm = Alarm()
         coding = raw.headers.get("content-encoding", "identity").lower()
         if coding not in {"identity", "gzip", "deflate", ""}:
             raise UpstreamMalformedError(f"the upstream used the content coding {coding!r}, which nobody asked for")
@@ -83,8 +86,7 @@ class Body:
         if when >= self._deadline:
             when, late = self._deadline, DeadlineError
         try:
-            async with asyncio.timeout_at(when):
-                return await self._raw.read()
+            return await self._alarm.guard(self._raw.read(), when)
         except TimeoutError:
             raise late(_SENTENCES[late]) from None
 
@@ -102,14 +104,20 @@ class Body:
                 raise UpstreamMalformedError(f"the upstream's reply is larger than {limit} bytes (max_reply_bytes)")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while data := await self.piece(self._idle_timeout, IdleTimeoutError):
-            yield data
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = await self.piece(self._idle_timeout, IdleTimeoutError)
+        if not data:
+            raise StopAsyncIteration
+        return data
 
     async def aclose(self, failure: BaseException | None = None) -> None:
         """Gives the connection and the slot back. Later calls do nothing."""
         if self._open:
             self._open = False
+            self._alarm.close()
             self._raw.close()
             self._on_end(failure or self._failure)
 
@@ -150,12 +158,15 @@ class Events(Body):
         if not self.reader.started:
             self._check()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self._first
+    async def __anext__(self) -> bytes:
+        if events := self._first:
+            self._first = b""
+            return events
         while not self.reader.ended:
             if events := await self._events(self._idle_timeout, IdleTimeoutError):
-                yield events
+                return events
         self._check()
+        raise StopAsyncIteration
 
     async def _events(self, patience: float, late: type[DeadlineError]) -> bytes:
         data = await self.piece(patience, late)

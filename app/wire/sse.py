@@ -62,6 +62,8 @@ class EventReader:
         Returns: The whole events that they complete, framed; maybe none. The first that is not JSON, or too long,
             becomes the `flaw`, and ends the stream.
         """
+        if self._begun and not self._held and data.endswith(b"\n\n") and b"\r" not in data:
+            return self._checked(data)  # whole events: what nearly every read brings
         if b"\n" not in data and b"\r" not in data:
             return self._hold(data)
         if self._held:
@@ -142,7 +144,7 @@ class EventReader:
         return event if kept == lines else b"\n".join(kept)
 
     def _payload(self, payload: bytes) -> None:
-        if payload.strip() == b"[DONE]":
+        if payload == b"[DONE]" or payload.strip() == b"[DONE]":
             self.done = self.started = True
             return
         chunk = _decoded(payload)
