@@ -5,6 +5,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
+from starlette.types import Send
 
 from app.errors import PermissionDeniedError
 from app.http.drain import Drain
@@ -35,11 +36,13 @@ class CallRecord:
     """What the access log says of one request; filled in on the way.
 
     Attributes:
+        send: The server's own, for the pieces of a live reply: they pass no middleware.
         status: Overrides the status that was sent (499: the client hung up).
         model: The model's public name, as asked for.
     """
 
     request_id: str
+    send: Send
     status: int = 0
     bytes_out: int = 0
     caller: str = ""

@@ -99,26 +99,26 @@ class LiveResponse(EventSourceResponse):
             await self._source.aclose(self._failure)
 
     async def _stream_response(self, send: Send) -> None:
-        self._ping_to = send
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         with self._stop:
             async for piece in self.body_iterator:
-                await self._send(send, cast("bytes", piece))
+                await self._send(cast("bytes", piece))
         self._failure = None
         if self._stop.cancelled_caught:
             draining = self._drain.error()
             if not self._is_events:
                 raise draining
             self._failure = draining
-            await self._send(send, event(draining.envelope()))
+            await self._send(event(draining.envelope()))
         self.active = False
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send(self, send: Send, piece: bytes) -> None:
-        self._sending_since = time.monotonic()
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    async def _send(self, piece: bytes) -> None:
+        """Sends a piece straight to the server: no middleware has anything to do with it."""
+        self._last_sent = self._sending_since = time.monotonic()
+        self._record.bytes_out += len(piece)
+        await self._record.send({"type": "http.response.body", "body": piece, "more_body": True})
         self._sending_since = None
-        self._last_sent = time.monotonic()
 
     async def _listen_for_disconnect(self, receive: Receive) -> None:
         if self._gone is None:
@@ -150,7 +150,7 @@ class LiveResponse(EventSourceResponse):
         if self._is_events and self.active and now >= self._last_sent + self._silence:
             self._last_sent = now
             await self._send_with_timeout(
-                self._ping_to, {"type": "http.response.body", "body": PING, "more_body": True}
+                self._record.send, {"type": "http.response.body", "body": PING, "more_body": True}
             )
         return min(self._last_sent + self._silence - now if self._is_events else self._patience, self._patience)
 

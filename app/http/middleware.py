@@ -31,7 +31,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        record = CallRecord(_request_id(scope))
+        record = CallRecord(_request_id(scope), send)
         scope.setdefault("state", {})["record"] = record
         id_header = (b"x-request-id", record.request_id.encode())
         started = finished = False

@@ -1,45 +1,54 @@
 """A timeout for something that is awaited again and again: one timer for a whole stream, not one for every token."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 class Alarm:
-    """As `asyncio.timeout_at` around each wait, at a twentieth of its cost.
+    """As `asyncio.timeout_at` around each wait, at a twentieth of its cost:
+
+        alarm.arm(when)
+        try:
+            await something()
+        except asyncio.CancelledError:
+            alarm.raise_if_rang()
+            raise
+        finally:
+            alarm.disarm()
 
     The timer is left running when a wait ends in time; when it fires, it looks whether the wait of that moment is due,
     and sets itself anew if not.
     """
+
+    __slots__ = ("_loop", "_rang", "_task", "_timer", "_when")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._when = 0.0
-        self._rang = False
+        self._rang: asyncio.Task[Any] | None = None
 
-    async def guard(self, work: Coroutine[Any, Any, T], when: float) -> T:
-        """Args: when: On the event loop's clock.
-
-        Raises: TimeoutError: It came first; the work is cancelled.
-        """
+    def arm(self, when: float) -> None:
+        """Args: when: On the event loop's clock: the moment at which the running task is to be interrupted."""
         self._task = asyncio.current_task()
         self._when = when
         if self._timer is None or when < self._timer.when():
             self._set()
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if self._rang:
-                self._rang = False
-                if self._task is not None and self._task.uncancel() == 0:
-                    raise TimeoutError from None
-            raise
-        finally:
-            self._task = None
+
+    def disarm(self) -> None:
+        self._task = None
+
+    def raise_if_rang(self) -> None:
+        """Raises: TimeoutError: The interruption was this alarm's, and nobody else's beside it."""
+        task, self._rang = self._rang, None
+        if task is not None and task.uncancel() == 0:
+            raise TimeoutError
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _set(self) -> None:
         if self._timer is not None:
@@ -51,12 +60,7 @@ class Alarm:
         if self._task is None:
             return  # nobody waits; the next wait sets it again
         if self._loop.time() >= self._when:
-            self._rang = True
+            self._rang = self._task
             self._task.cancel()
         else:
             self._set()
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

@@ -14,7 +14,6 @@ from app.errors import (
     UpstreamError,
     UpstreamMalformedError,
 )
-from app.upstream.alarm import Alarm
 from app.upstream.transport import RawReply
 from app.wire.encoding import Inflater
 from app.wire.sse import EventReader
@@ -43,52 +42,44 @@ class Body:
         self._open = True
         self._failure: BaseException | None = None
         self._time = asyncio.get_running_loop().time
-        self._alarm = Alarm()
         coding = raw.headers.get("content-encoding", "identity").lower()
         if coding not in {"identity", "gzip", "deflate", ""}:
             raise UpstreamMalformedError(f"the upstream used the content coding {coding!r}, which nobody asked for")
-        self._inflater = Inflater() if coding in {"gzip", "deflate"} else None
+        self._inflater = Inflater()
         self._pieces: Iterator[bytes] = iter(())
+        # piece(patience, late) waits for the next bytes, b"" at the end: `patience` seconds if the deadline allows,
+        # then it raises `late`
+        self.piece = self._inflated if coding in {"gzip", "deflate"} else self._wire_bytes
 
-    async def piece(self, patience: float, late: type[DeadlineError]) -> bytes:
-        """Waits for the next bytes; b"" at the end.
-
-        Args:
-            patience: Seconds to wait, if the deadline allows.
-            late: What to raise after that.
-        """
-        try:
-            if self._inflater is None:
-                return await self._wire_bytes(patience, late)
-            return await self._inflated(self._inflater, patience, late)
-        except GatewayError as error:
-            self._failure = error
-            raise
-
-    async def _inflated(self, inflater: Inflater, patience: float, late: type[DeadlineError]) -> bytes:
+    async def _inflated(self, patience: float, late: type[DeadlineError]) -> bytes:
         try:
             while not (data := next(self._pieces, b"")):
                 wire = await self._wire_bytes(patience, late)
                 if not wire:
-                    if not inflater.finished:
-                        raise UpstreamCutError("the upstream's compressed reply is not whole")
+                    if not self._inflater.finished:
+                        raise self._failed(UpstreamCutError("the upstream's compressed reply is not whole"))
                     return b""
-                self._pieces = inflater.feed(wire)
+                self._pieces = self._inflater.feed(wire)
         except zlib.error:
-            raise UpstreamMalformedError("the upstream's reply is not the gzip that it says it is") from None
+            told = "the upstream's reply is not the gzip that it says it is"
+            raise self._failed(UpstreamMalformedError(told)) from None
         return data
 
     async def _wire_bytes(self, patience: float, late: type[DeadlineError]) -> bytes:
-        data = self._raw.read_now()
-        if data is not None:
-            return data
         when = self._time() + patience
         if when >= self._deadline:
             when, late = self._deadline, DeadlineError
         try:
-            return await self._alarm.guard(self._raw.read(), when)
+            return await self._raw.read(when)
         except TimeoutError:
-            raise late(_SENTENCES[late]) from None
+            raise self._failed(late(_SENTENCES[late])) from None
+        except UpstreamCutError as error:
+            raise self._failed(error) from error.__cause__
+
+    def _failed(self, failure: GatewayError) -> GatewayError:
+        """Notes what `on_end` will be told. Returns: It, to be raised."""
+        self._failure = failure
+        return failure
 
     async def whole(self, limit: int) -> bytes:
         """Reads everything.
@@ -117,7 +108,6 @@ class Body:
         """Gives the connection and the slot back. Later calls do nothing."""
         if self._open:
             self._open = False
-            self._alarm.close()
             self._raw.close()
             self._on_end(failure or self._failure)
 
@@ -182,9 +172,7 @@ class Events(Body):
             self._failure = UpstreamError("the upstream ended its stream with an error event")
         if self.reader.flaw is not None:
             kind = UpstreamCutError if self._closed else UpstreamMalformedError
-            failure = kind(f"the upstream's stream broke: {self.reader.flaw}")
-            self._failure = failure
-            raise failure
+            raise self._failed(kind(f"the upstream's stream broke: {self.reader.flaw}"))
 
     async def aclose(self, failure: BaseException | None = None) -> None:
         try:

@@ -19,7 +19,8 @@ import httpx2
 from multidict import CIMultiDict
 from yarl import URL
 
-from app.errors import UpstreamCutError
+from app.errors import UpstreamCutError, UpstreamUnreachableError
+from app.upstream.alarm import Alarm
 
 _LARGE = 1024**2
 _DRAIN_SECONDS = 0.25
@@ -36,6 +37,7 @@ class RawReply:
         self.headers = response.headers
         self._response = response
         self._content = response.content
+        self._alarm = Alarm()
         self._closed: asyncio.Future[None] | None = None
         if response.connection is not None and response.connection.protocol is not None:
             self._closed = response.connection.protocol.closed
@@ -48,23 +50,24 @@ class RawReply:
         if not self._content.is_eof() and self._content.exception() is None:
             self._content.set_exception(aiohttp.ClientPayloadError("the connection ended"))
 
-    def read_now(self) -> bytes | None:
-        """Returns: The bytes that are here already, b"" at the end of the body, None where one must wait."""
-        try:
-            return self._content.read_nowait(-1) or (b"" if self._content.at_eof() else None)
-        except _BROKEN as error:
-            raise _cut(error) from error
-
-    async def read(self) -> bytes:
+    async def read(self, when: float) -> bytes:
         """Returns: The next bytes as they came, b"" at the end.
 
+        Args: when: On the event loop's clock: how long to wait.
         Raises:
+            TimeoutError: Nothing came by then.
             UpstreamCutError: The connection broke before the body's end.
         """
+        self._alarm.arm(when)
         try:
             return await self._content.readany()
+        except asyncio.CancelledError:
+            self._alarm.raise_if_rang()
+            raise
         except _BROKEN as error:
-            raise _cut(error) from error
+            raise UpstreamCutError(f"the upstream broke off its reply ({type(error).__name__})") from error
+        finally:
+            self._alarm.disarm()
 
     async def drain(self) -> None:
         """Waits a moment for the end of a body that is all but over, so that its connection can be used again."""
@@ -77,6 +80,7 @@ class RawReply:
 
     def close(self) -> None:
         """Gives the connection back, or closes it where the body was not read to its end. May be called twice."""
+        self._alarm.close()
         if self._closed is not None:
             self._closed.remove_done_callback(self._lost)
         if self._content.at_eof():
@@ -89,10 +93,6 @@ class RawReply:
         return self._content.at_eof()
 
 
-def _cut(error: Exception) -> UpstreamCutError:
-    return UpstreamCutError(f"the upstream broke off its reply ({type(error).__name__})")
-
-
 class Prepared:
     """A request's address and headers as aiohttp wants them, made once for many requests that differ in the body."""
 
@@ -101,6 +101,7 @@ class Prepared:
     def __init__(self, request: httpx2.Request) -> None:
         self.url = URL(str(request.url), encoded=True)
         self.headers = CIMultiDict(request.headers.multi_items())
+        self.headers.popall("content-length", None)
 
 
 class _Elsewhere(httpx2.AsyncByteStream):
@@ -113,24 +114,30 @@ class _Elsewhere(httpx2.AsyncByteStream):
 
 class Transport(httpx2.AsyncBaseTransport):
     """Args:
+    name: The upstream's, for error messages.
     limit: Pooled connections; never less than the semaphore above it, for nothing may queue here.
     connect_timeout: Seconds to look up, connect and shake hands.
     verify: TLS context; made for https only, for it costs 30 ms.
     """
 
-    def __init__(self, *, limit: int, connect_timeout: float, verify: ssl.SSLContext | None = None) -> None:
+    def __init__(self, name: str, *, limit: int, connect_timeout: float, verify: ssl.SSLContext | None = None) -> None:
+        self._name = name
         self._limit = limit
         self._verify = verify
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout, sock_connect=connect_timeout)
         self._session: aiohttp.ClientSession | None = None
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+    async def send(self, method: str, prepared: Prepared, content: bytes) -> RawReply:
+        """Sends one request.
+
+        Raises:
+            UpstreamUnreachableError: No connection: the upstream has not seen the request.
+            UpstreamCutError: The connection was lost before a reply.
+        """
         session = self._session or self._open()
-        prepared = request.extensions.get("prepared") or Prepared(request)
-        content = request.read()
         try:
             response = await session.request(
-                request.method,
+                method,
                 prepared.url,
                 headers=prepared.headers,
                 data=io.BytesIO(content) if len(content) > _LARGE else content or None,
@@ -138,12 +145,17 @@ class Transport(httpx2.AsyncBaseTransport):
                 timeout=self._timeout,
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise httpx2.ConnectError(_reason(error), request=request) from error
+            raise UpstreamUnreachableError(
+                f"cannot connect to the upstream {self._name!r} ({_reason(error)})"
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise httpx2.ReadError(type(error).__name__, request=request) from error
-        return httpx2.Response(
-            response.status, stream=_Elsewhere(), request=request, extensions={"reply": RawReply(response)}
-        )
+            raise UpstreamCutError(f"the upstream {self._name!r} closed the connection before a reply") from error
+        return RawReply(response)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """The SDK's way here."""
+        reply = await self.send(request.method, Prepared(request), request.read())
+        return httpx2.Response(reply.status, stream=_Elsewhere(), request=request, extensions={"reply": reply})
 
     def _open(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(limit=self._limit, ssl=self._verify or True, keepalive_timeout=60)
