@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.errors import ModelNotFoundError, NotFoundError
-from app.http.context import CallerDep, gateway, record
+from app.http.context import CallerDep, caller, gateway, record
 from app.http.incoming import HangUpWatch, check_priority, read_body, timeout_of, unless_hung_up, until_gone
 from app.http.live import LiveResponse
 from app.http.openapi import describe
@@ -40,8 +40,9 @@ def router() -> APIRouter:
 
 
 def _handler(endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
-    async def relay(request: Request, caller: CallerDep) -> Response:
-        call = await _read_call(endpoint, request, caller)
+    async def relay(request: Request) -> Response:
+        # asked for without a dependency: on this path FastAPI's way to the same function costs more than the function
+        call = await _read_call(endpoint, request, await caller(request))
         if call.stream:
             return await _stream(request, call)
         running = gateway(request)
@@ -51,7 +52,7 @@ def _handler(endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
     return relay
 
 
-async def _read_call(endpoint: Endpoint, request: Request, caller: Caller) -> Call:
+async def _read_call(endpoint: Endpoint, request: Request, who: Caller) -> Call:
     settings = gateway(request).settings
     body = await read_body(request, settings.max_body_bytes, settings.body_timeout)
     headers = request.headers
@@ -60,7 +61,7 @@ async def _read_call(endpoint: Endpoint, request: Request, caller: Caller) -> Ca
     seen = record(request)
     seen.model = wanted.model or ""
     if endpoint.model != "none":  # a stored response is found by its id, which only its maker knows
-        caller.check(wanted.model)
+        who.check(wanted.model)
     check_priority(request)
     return Call(
         endpoint,
@@ -121,15 +122,15 @@ def _response(request: Request, reply: Reply) -> Response:
     return Response(reply.body, reply.status, headers)
 
 
-async def list_models(request: Request, caller: CallerDep) -> Response:
+async def list_models(request: Request, who: CallerDep) -> Response:
     """Aliases and the upstreams' models; what an upstream lists is looked up in the background."""
-    models = gateway(request).catalog.models(caller.models)
+    models = gateway(request).catalog.models(who.models)
     return _json({"object": "list", "data": list(models.values())})
 
 
-async def get_model(name: str, request: Request, caller: CallerDep) -> Response:
+async def get_model(name: str, request: Request, who: CallerDep) -> Response:
     """One model of the list."""
-    models = gateway(request).catalog.models(caller.models)
+    models = gateway(request).catalog.models(who.models)
     if name not in models:
         raise ModelNotFoundError(f"the model {name!r} does not exist or is not yours to use", param="model")
     return _json(models[name])

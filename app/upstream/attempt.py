@@ -90,8 +90,9 @@ class Upstream:
         finish: Callable[[int | None, BaseException | None], None],
     ) -> Reply:
         loop = asyncio.get_running_loop()
-        deadline = min(deadline, loop.time() + self.settings.total_timeout)
-        first_token_by = min(deadline, loop.time() + self.settings.first_token_timeout) if call.stream else deadline
+        now = loop.time()
+        deadline = min(deadline, now + self.settings.total_timeout)
+        first_token_by = min(deadline, now + self.settings.first_token_timeout) if call.stream else deadline
         try:
             async with asyncio.timeout_at(first_token_by):
                 raw = await self._send(call, target)

@@ -3,6 +3,7 @@
 import asyncio
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Self
 
 from app.errors import (
@@ -45,21 +46,21 @@ class Body:
         coding = raw.headers.get("content-encoding", "identity").lower()
         if coding not in {"identity", "gzip", "deflate", ""}:
             raise UpstreamMalformedError(f"the upstream used the content coding {coding!r}, which nobody asked for")
-        self._inflater = Inflater()
+        inflater = Inflater() if coding in {"gzip", "deflate"} else None
         self._pieces: Iterator[bytes] = iter(())
         # piece(patience, late) waits for the next bytes, b"" at the end: `patience` seconds if the deadline allows,
         # then it raises `late`
-        self.piece = self._inflated if coding in {"gzip", "deflate"} else self._wire_bytes
+        self.piece = partial(self._inflated, inflater) if inflater else self._wire_bytes
 
-    async def _inflated(self, patience: float, late: type[DeadlineError]) -> bytes:
+    async def _inflated(self, inflater: Inflater, patience: float, late: type[DeadlineError]) -> bytes:
         try:
             while not (data := next(self._pieces, b"")):
                 wire = await self._wire_bytes(patience, late)
                 if not wire:
-                    if not self._inflater.finished:
+                    if not inflater.finished:
                         raise self._failed(UpstreamCutError("the upstream's compressed reply is not whole"))
                     return b""
-                self._pieces = self._inflater.feed(wire)
+                self._pieces = inflater.feed(wire)
         except zlib.error:
             told = "the upstream's reply is not the gzip that it says it is"
             raise self._failed(UpstreamMalformedError(told)) from None
