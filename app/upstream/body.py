@@ -2,9 +2,8 @@
 
 import asyncio
 import zlib
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Self
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Self
 
 from app.errors import (
     DeadlineError,
@@ -46,11 +45,19 @@ class Body:
         coding = raw.headers.get("content-encoding", "identity").lower()
         if coding not in {"identity", "gzip", "deflate", ""}:
             raise UpstreamMalformedError(f"the upstream used the content coding {coding!r}, which nobody asked for")
-        inflater = Inflater() if coding in {"gzip", "deflate"} else None
+        self._inflater = Inflater() if coding in {"gzip", "deflate"} else None
         self._pieces: Iterator[bytes] = iter(())
-        # piece(patience, late) waits for the next bytes, b"" at the end: `patience` seconds if the deadline allows,
-        # then it raises `late`
-        self.piece = partial(self._inflated, inflater) if inflater else self._wire_bytes
+
+    def piece(self, patience: float, late: type[DeadlineError]) -> Coroutine[Any, Any, bytes]:
+        """Waits for the next bytes; b"" at the end.
+
+        Args:
+            patience: Seconds to wait, if the deadline allows.
+            late: What to raise after that.
+        """
+        if self._inflater is None:
+            return self._wire_bytes(patience, late)
+        return self._inflated(self._inflater, patience, late)
 
     async def _inflated(self, inflater: Inflater, patience: float, late: type[DeadlineError]) -> bytes:
         try:
