@@ -1,6 +1,7 @@
 """What can be set, its unit, its default and what is allowed. Values only: `config.py` finds and reads them."""
 
 import ipaddress
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -125,7 +126,11 @@ class GatewaySettings(_Frozen):
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        if value.startswith("["):  # as JSON, the way other lists are written in the environment
+            return json.loads(value)
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
