@@ -24,6 +24,6 @@ USER 10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ.get('SLUICEGATE_PORT', '8000')}/readyz\", timeout=2)"]
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ.get('SLUICEGATE_PORT') or 8000}/readyz\", timeout=2)"]
 ENTRYPOINT ["sluicegate"]
 CMD ["serve"]

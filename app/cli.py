@@ -11,7 +11,7 @@ import typer
 
 from app.config import ConfigError, load
 
-cli = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
+cli = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8000]")]
@@ -45,6 +45,8 @@ def root(
     """The gateway between your applications and their language models. Without a command: serve."""
     if context.invoked_subcommand is None:
         _serve(host, port, workers, config)
+    elif any(option is not None for option in (host, port, workers, config)):
+        raise ConfigError(f"options go behind the command: sluicegate {context.invoked_subcommand} …")
 
 
 @cli.command()
@@ -58,13 +60,14 @@ def _serve(host: str | None, port: int | None, workers: int | None, config: str 
     from app import serving
 
     settings = load(config, host=host, port=port, workers=workers)
-    typer.echo(serving.banner(settings), err=True)
-    if settings.workers > 1:
-        serving.serve_workers(settings)
-        return
-    from app.main import create_app
+    with serving.listener(settings.host, settings.port) as bound:
+        typer.echo(serving.banner(settings, bound.getsockname()[1]), err=True)
+        if settings.workers == 1:
+            from app.main import create_app
 
-    serving.serve(create_app(settings), settings.host, settings.port)
+            serving.serve(create_app(settings), bound)
+            return
+    serving.serve_workers(settings)
 
 
 @cli.command()
@@ -84,17 +87,18 @@ def simulate(
     given = {"latency": latency, "tokens": tokens, "gap": gap}
     chosen = load().simulator.model_copy(update={name: value for name, value in given.items() if value is not None})
     knobs = "\n".join(f"  -{name}=N  {meaning}" for name, meaning in KNOBS.items())
-    typer.echo(
-        f"Simulator: base_url http://{host}:{port}/v1, ledger at /ledger. In the model's name:\n{knobs}",
-        err=True,
-    )
-    serving.serve(Simulator(chosen), host, port)
+    with serving.listener(host, port) as bound:
+        where = f"http://{host}:{bound.getsockname()[1]}"
+        typer.echo(f"Simulator: base_url {where}/v1, ledger at /ledger. In the model's name:\n{knobs}", err=True)
+        serving.serve(Simulator(chosen), bound)
 
 
 @cli.command()
 @_explains
 def fanout(
-    file: Annotated[Path, typer.Argument(help="A JSON Lines file: {custom_id, url, body} a line", exists=True)],
+    file: Annotated[
+        Path, typer.Argument(help="A JSON Lines file: {custom_id, url, body} a line", exists=True, dir_okay=False)
+    ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Results go here [default: standard output]")] = None,
     model: Annotated[str | None, typer.Option(help="The model of lines that name none")] = None,
     endpoint: Annotated[str, typer.Option(help="The url of lines that name none")] = "/v1/chat/completions",
@@ -110,6 +114,10 @@ def fanout(
     """Send every line of a file, side by side. Exit code 0: all succeeded, 1: some failed, 2: could not start."""
     from app.commands import fanout as command
 
+    if out is not None and out.resolve() == file.resolve():
+        raise ConfigError(f"{out} is the input: the results need a file of their own")
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"{out.parent}: there is no such folder")
     given = {"url": endpoint, "order": order, "concurrency": concurrency, "timeout": timeout}
     options = {name: str(value) for name, value in given.items() if value is not None}
     if model is not None:
@@ -131,7 +139,13 @@ def bench(
     """Sync or async? Answers with figures, measured here and now."""
     from app.commands import bench as command
 
-    command.run(base_url, api_key, model, [int(size) for size in sizes.split(",")], sample, out)
+    try:
+        numbers = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        raise ConfigError(f"sizes = {sizes!r}: must be whole numbers with commas between them") from None
+    if min(numbers) < 1 or sample < 1:
+        raise ConfigError("sizes and sample must be at least 1")
+    command.run(base_url, api_key, model, numbers, sample, out)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from app.upstream.client import UpstreamClient
 
 log = logging.getLogger("sluicegate")
 _EXPOSED = [
+    "*",  # what an upstream sends under these prefixes, too; the names below are for browsers that do not know `*`
     "x-request-id",
     "x-sluicegate-upstream",
     "x-sluicegate-attempts",

@@ -2,18 +2,20 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from app.config import PREFIX, Settings
+from app.config import PREFIX, ConfigError, Settings
 from app.settings import GatewaySettings
 
 _KEEP_ALIVE_SECONDS = (
     75  # longer than a load balancer's idle timeout (60), so that it is never the server that hangs up
 )
+_BACKLOG = 4096  # connections that may wait to be accepted
 _END_SECONDS = 2  # after the drain, for what is left
 
 
@@ -27,9 +29,21 @@ class _Server(uvicorn.Server):
             self._captured_signals.clear()
 
 
-def serve(app: ASGIApp, host: str, port: int) -> None:
+def listener(host: str, port: int) -> socket.socket:
+    """Takes the address before anything else is begun.
+
+    Raises: ConfigError: It cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def serve(app: ASGIApp, bound: socket.socket) -> None:
     """Serves `app` in this process until SIGTERM or SIGINT."""
-    _Server(uvicorn.Config(app, host=host, port=port, **_options())).run()
+    _Server(uvicorn.Config(app, **_options())).run([bound])
 
 
 def serve_workers(settings: Settings) -> None:
@@ -55,17 +69,18 @@ def _options() -> dict[str, Any]:
         "server_header": False,
         "proxy_headers": False,
         "ws": "none",
-        "backlog": 4096,
+        "backlog": _BACKLOG,
         "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
         "timeout_graceful_shutdown": _END_SECONDS,
     }
 
 
-def banner(settings: GatewaySettings) -> str:
+def banner(settings: GatewaySettings, port: int) -> str:
     """Returns: What a person reads first: where it is, and what is behind it."""
-    where = f"http://{settings.host}:{settings.port}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    where = f"http://{host}:{port}"
     behind = ", ".join(f"{name} ({upstream.kind})" for name, upstream in settings.upstreams.items())
     lines = [f"Sluicegate: base_url {where}/v1, docs {where}/docs, upstreams: {behind}"]
-    if all(upstream.kind == "simulator" for upstream in settings.upstreams.values()):
+    if settings.is_simulated:
         lines.append("No upstream is configured (OPENAI_API_KEY or sluicegate.toml): the built-in simulator answers.")
     return "\n".join(lines)

@@ -2,18 +2,30 @@
 
 import ipaddress
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 OPENAI_URL = "https://api.openai.com/v1"
 
+
+def _listed(value: object) -> object:
+    """A list as it stands in the environment: with commas between its items, or as JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("["):
+        return json.loads(value)
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -39,6 +51,8 @@ class UpstreamSettings(_Frozen):
     kind: Literal["openai", "azure", "simulator"] = Field("openai", description="what it speaks")
     base_url: str = Field("", description="OpenAI-compatible base URL; for azure the resource's endpoint")
     api_key: SecretStr | None = Field(None, description="the upstream's key, or env:NAME")
+    organization: str | None = Field(None, description="OpenAI-Organization sent along")
+    project: str | None = Field(None, description="OpenAI-Project sent along")
     api_version: str | None = Field(None, description="azure only: deployment paths with this api-version")
     max_in_flight: int = Field(256, ge=1, le=100_000, description="calls at once: the semaphore's size")
     max_queue: int = Field(10_000, ge=0, le=1_000_000, description="calls that may wait for a slot")
@@ -61,6 +75,14 @@ class UpstreamSettings(_Frozen):
             raise ValueError(msg)
         return value.rstrip("/")
 
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+            msg = "a key holds ASCII characters only, and no blanks"
+            raise ValueError(msg)
+        return value
+
     @model_validator(mode="after")
     def _azure_has_an_endpoint(self) -> Self:
         if self.kind == "azure" and not self.base_url:
@@ -72,7 +94,7 @@ class UpstreamSettings(_Frozen):
 class ModelSettings(_Frozen):
     """A public model name for one or more targets."""
 
-    targets: tuple[str, ...] = Field(min_length=1, description="UPSTREAM/MODEL, tried in this order")
+    targets: Names = Field(min_length=1, description="UPSTREAM/MODEL, tried in this order; comma-separated")
     strategy: Literal["fallback"] = Field("fallback", description="how a target is chosen")
 
 
@@ -80,8 +102,16 @@ class KeySettings(_Frozen):
     """Who may call."""
 
     key: SecretStr | None = Field(None, description="the key itself, or env:NAME")
-    key_sha256: str | None = Field(None, pattern=r"^[0-9a-fA-F]{64}$", description="or its SHA-256, in hex")
-    models: tuple[str, ...] | None = Field(None, description="the models it may ask for; none = all")
+    key_sha256: str | None = Field(None, description="or its SHA-256, in hex")
+    models: Names | None = Field(None, description="the models it may ask for, comma-separated; none = all")
+
+    @field_validator("key_sha256")
+    @classmethod
+    def _is_a_digest(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+            msg = 'must be 64 hex digits: printf %s "$KEY" | sha256sum'
+            raise ValueError(msg)
+        return value
 
     @model_validator(mode="after")
     def _has_one_secret(self) -> Self:
@@ -116,21 +146,17 @@ class GatewaySettings(_Frozen):
     ping_interval: Seconds = Field(15, description="seconds of silence before a keep-alive comment")
     drain_timeout: Seconds = Field(30, description="seconds that streams may go on after SIGTERM")
     models_ttl: Seconds = Field(300, description="seconds between two looks at an upstream's model list")
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field((), description="origins, comma-separated; or *")
+    cors_origins: Names = Field((), description="origins, comma-separated; or *")
 
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
     models: dict[str, ModelSettings] = Field(default_factory=dict)
     keys: dict[str, KeySettings] = Field(default_factory=dict)
     simulator: SimulatorSettings = Field(default_factory=lambda: SimulatorSettings.model_validate({}))
 
-    @field_validator("cors_origins", mode="before")
-    @classmethod
-    def _split_commas(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        if value.startswith("["):  # as JSON, the way other lists are written in the environment
-            return json.loads(value)
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+    @property
+    def is_simulated(self) -> bool:
+        """Whether nothing but the simulator answers."""
+        return all(upstream.kind == "simulator" for upstream in self.upstreams.values())
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
@@ -187,8 +213,10 @@ def with_sdk_defaults(upstream: Mapping[str, Any], environ: Mapping[str, str]) -
     if given.get("kind", "openai") == "openai":
         home = environ.get("OPENAI_BASE_URL") or OPENAI_URL
         is_home = str(given.setdefault("base_url", home)).rstrip("/") == home.rstrip("/")
-        if is_home and environ.get("OPENAI_API_KEY"):
-            given.setdefault("api_key", environ["OPENAI_API_KEY"])
+        variables = {"api_key": "OPENAI_API_KEY", "organization": "OPENAI_ORG_ID", "project": "OPENAI_PROJECT_ID"}
+        for field, variable in variables.items() if is_home else ():
+            if environ.get(variable):
+                given.setdefault(field, environ[variable])
     elif given["kind"] == "azure":
         home = environ.get("AZURE_OPENAI_ENDPOINT", "")
         if str(given.setdefault("base_url", home)).rstrip("/") == home.rstrip("/"):

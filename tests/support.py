@@ -62,9 +62,16 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(
-    *command: str, env: Mapping[str, str] | None = None, toml: str | None = None, ready: str = "/v1/models"
+    *command: str,
+    env: Mapping[str, str] | None = None,
+    toml: str | None = None,
+    ready: str = "/v1/models",
+    group: bool = False,
 ) -> Iterator[Server]:
-    """Runs `sluicegate COMMAND…` on a free port, in an empty folder; waits until it answers."""
+    """Runs `sluicegate COMMAND…` on a free port, in an empty folder; waits until it answers.
+
+    Args: group: As the leader of a process group of its own.
+    """
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -77,6 +84,7 @@ def serving(
                 cwd=folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=group,
             )
         server = Server(f"http://127.0.0.1:{port}", process, folder)
         try:

@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, OpenAI, OpenAIError
 from openai.types.chat import ChatCompletionMessageParam
 from rich.console import Console
 from rich.table import Table
 
 from app.commands.plot import Series, plot
+from app.config import ConfigError
 
 _SECONDS = 2  # what an answer of the simulator takes
 _MODEL = f"sim-latency={_SECONDS}"
@@ -56,6 +57,21 @@ class _Place:
 def run(base_url: str | None, api_key: str, model: str | None, sizes: list[int], sample: int, out: Path | None) -> None:
     """Measures and prints; see `sluicegate bench --help`."""
     console = Console()
+    try:
+        rows, first, whole = _measured(base_url, api_key, model, sizes, sample)
+    except OpenAIError as error:
+        raise ConfigError(f"{base_url}: {error}") from None
+    console.print(_table(rows, sizes))
+    console.print(f"One answer: first token after {first:.2f} s streamed; {whole:.2f} s when waiting for the whole.")
+    if out is not None:
+        _write(out, rows, first, whole)
+        console.print(f"Written: {out / 'results.csv'}, {out / 'plot.svg'}")
+
+
+def _measured(
+    base_url: str | None, api_key: str, model: str | None, sizes: list[int], sample: int
+) -> tuple[list[Row], float, float]:
+    """Returns: The rows, and the seconds to a streamed answer's first token and to its last."""
     with contextlib.ExitStack() as cleanup:
         upstream = base_url or cleanup.enter_context(_server(["simulate"], {}))
         place = _Place(upstream, api_key, model or _MODEL, model or _STREAM_MODEL)
@@ -67,12 +83,7 @@ def run(base_url: str | None, api_key: str, model: str | None, sizes: list[int],
             *_gathered(place, sizes),
             *_fanned_out(gateway, place, sizes),
         ]
-        first, whole = _streamed(place)
-    console.print(_table(rows, sizes))
-    console.print(f"One answer: first token after {first:.2f} s streamed; {whole:.2f} s when waiting for the whole.")
-    if out is not None:
-        _write(out, rows, first, whole)
-        console.print(f"Written: {out / 'results.csv'}, {out / 'plot.svg'}")
+        return rows, *_streamed(place)
 
 
 def _sequential(place: _Place, sizes: list[int], sample: int) -> list[Row]:

@@ -1,9 +1,11 @@
 """`sluicegate fanout`: a file's lines side by side, here or through a running gateway."""
 
+import asyncio
+import contextlib
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.config import ConfigError
 from app.errors import InvalidRequestError
 from app.main import running_gateway
-from app.services.fanout import Fanout
+from app.services.fanout import Fanout, read_from
 from app.services.keys import ANYONE
 from app.settings import GatewaySettings
-from app.wire.fanout import Item, ItemReader, read_options
+from app.wire.fanout import read_options
 from app.wire.jsonl import LineReader
 from app.wire.results import Result
 
@@ -26,24 +28,16 @@ _PIECE = 256 * 1024
 _LONGEST_LINE = 64 * 1024**2
 
 
-async def in_process(settings: GatewaySettings, file: Path, options: Mapping[str, str]) -> AsyncIterator[bytes]:
+async def in_process(settings: GatewaySettings, file: Path, options: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
     """Yields: A result line per item; needs no server."""
     try:
         wanted = read_options(options)
     except InvalidRequestError as error:
         raise ConfigError(f"{error.param}: {error.message}") from None
 
-    async def items() -> AsyncIterator[Item]:
-        lines, reader = LineReader(settings.max_line_bytes), ItemReader(wanted, streams=False)
-        async for piece in _pieces(file):
-            for line in lines.feed(piece):
-                yield reader.line(line)
-        for line in lines.close():
-            yield reader.line(line)
-
     async with running_gateway(settings) as gateway:
-        most = sum(upstream.admission.limit for upstream in gateway.stack.upstreams.values())
-        run = Fanout(gateway.splitter.call, items(), wanted, ANYONE.check, most)
+        items = read_from(_pieces(file), wanted, settings.max_line_bytes, streams=False)
+        run = Fanout(gateway.splitter.call, items, wanted, ANYONE.check, gateway.stack.slots)
         try:
             async for result in run:
                 if isinstance(result, Result):
@@ -52,11 +46,15 @@ async def in_process(settings: GatewaySettings, file: Path, options: Mapping[str
             await run.aclose()
 
 
-async def over_http(url: str, api_key: str | None, file: Path, options: Mapping[str, str]) -> AsyncIterator[bytes]:
+async def over_http(
+    url: str, api_key: str | None, file: Path, options: Mapping[str, str]
+) -> AsyncGenerator[bytes, None]:
     """Yields: A result line per item, as the gateway at `url` sends them while the file still goes out."""
     headers = {"content-type": "application/x-ndjson", "accept": "application/x-ndjson"}
     if api_key:
         headers["authorization"] = f"Bearer {api_key}"
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"url = {url!r}: must be an http:// or https:// address")
     address = f"{url.rstrip('/').removesuffix('/v1')}/v1/fanout"
     lines = LineReader(_LONGEST_LINE)
     try:
@@ -68,8 +66,12 @@ async def over_http(url: str, api_key: str | None, file: Path, options: Mapping[
                 raise ConfigError(f"{address} answered {reply.status}: {(await reply.text())[:300]}")
             async for piece in reply.content.iter_any():
                 for line in lines.feed(piece):
-                    if line is not None and b'"fanout.summary"' not in line[:60]:
-                        yield line
+                    if line is None:
+                        raise ConfigError(f"a result line is longer than {_LONGEST_LINE} bytes")
+                    if b'"fanout.summary"' in line[:60]:
+                        return
+                    yield line
+        raise ConfigError(f"{address} ended before its summary: the results are not all here")
     except aiohttp.ClientError as error:
         raise ConfigError(f"{address}: {error}") from None
 
@@ -80,31 +82,53 @@ async def _pieces(file: Path) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def run(lines: AsyncIterator[bytes], file: Path, out: Path | None) -> int:
+async def run(lines: AsyncGenerator[bytes, None], file: Path, out: Path | None) -> int:
     """Writes the result lines and shows how it goes. Returns: The exit code."""
     total = await anyio.to_thread.run_sync(_count_lines, file)
     failures: Counter[str] = Counter()
     done = 0
-    target: IO[bytes] = sys.stdout.buffer if out is None else out.open("wb")
+    target: IO[bytes] | None = None
+    progress = _progress(quiet=out is None)
     try:
-        with _progress() as progress:
+        progress.start()
+        async with contextlib.aclosing(lines):
             bar = progress.add_task("", total=total, failures="")
             async for line in lines:
+                if target is None:  # only now: an old file of results is not lost to a wrong option
+                    target = _opened(out)
                 target.write(line + b"\n")
                 done += 1
                 if cause := _cause(json.loads(line)):
                     failures[cause] += 1
                 progress.update(bar, completed=done, failures=_told(failures))
+    except asyncio.CancelledError:
+        _say({"stopped": True, "done": done, "of": total, "out": str(out or "-")})
+        raise
     finally:
-        target.flush()
-        if out is not None:
+        progress.stop()
+        if target is not None:
+            target.flush()
+        if target is not None and out is not None:
             target.close()
-    summary = {"total": done, "failed": failures.total(), "failures": dict(failures), "out": str(out or "-")}
-    print(json.dumps(summary), file=sys.stderr)  # noqa: T201
+    _say({"total": done, "failed": failures.total(), "failures": dict(failures), "out": str(out or "-")})
     return 1 if failures else 0
 
 
-def _progress() -> Progress:
+def _say(summary: dict[str, Any]) -> None:
+    print(json.dumps(summary), file=sys.stderr)  # noqa: T201
+
+
+def _opened(out: Path | None) -> IO[bytes]:
+    if out is None:
+        return sys.stdout.buffer
+    try:
+        return out.open("wb")
+    except OSError as error:
+        raise ConfigError(f"{out}: {error.strerror}") from None
+
+
+def _progress(*, quiet: bool) -> Progress:
+    """Args: quiet: The results themselves go to the terminal."""
     return Progress(
         BarColumn(),
         MofNCompleteColumn(),
@@ -112,7 +136,7 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         TextColumn("[red]{task.fields[failures]}"),
         console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
+        disable=not sys.stderr.isatty() or (quiet and sys.stdout.isatty()),
     )
 
 

@@ -8,13 +8,16 @@ import asyncio
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from app.errors import DrainingError
 
 _LAST_WORDS_SECONDS = 2.0  # for error events to go out
+_SAME_SIGNAL_SECONDS = 1.0  # a process group's signal comes once from outside and once from the parent
 
 
 class Drain:
@@ -29,6 +32,8 @@ class Drain:
         self.started = False
         self.over = asyncio.Event()
         self._patience = patience
+        self._began = 0.0
+        self._hurry = asyncio.Event()
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -61,22 +66,22 @@ class Drain:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Begins the drain at SIGTERM or SIGINT; a second one ends it now."""
+        """Begins the drain at SIGTERM or SIGINT; a second one ends the patience, not the last words."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         loop = asyncio.get_running_loop()
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-        def handle(number: int, frame: FrameType | None) -> None:
-            stop = before[signal.Signals(number)]
-            if not callable(stop):
-                return
+        def handle(number: int, _: FrameType | None) -> None:
             if self.started:
-                stop(number, frame)
-            else:
-                self.started = True
-                loop.call_soon_threadsafe(self._begin, lambda: stop(number, None))
+                if time.monotonic() - self._began > _SAME_SIGNAL_SECONDS:
+                    loop.call_soon_threadsafe(self._hurry.set)
+                return
+            self.started = True
+            self._began = time.monotonic()
+            stop = before[signal.Signals(number)]
+            loop.call_soon_threadsafe(self._begin, partial(stop, number, None) if callable(stop) else loop.stop)
 
         for number in before:
             signal.signal(number, handle)
@@ -86,20 +91,24 @@ class Drain:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _begin(self, stop: Callable[[], None]) -> None:
+    def _begin(self, stop: Callable[[], object]) -> None:
         self._task = asyncio.create_task(self._run(stop), name="drain")
 
-    async def _run(self, stop: Callable[[], None]) -> None:
+    async def _run(self, stop: Callable[[], object]) -> None:
         try:
             await self._idle_within(self._patience)
             self.over.set()
-            for watch in self._watches:
+            for watch in list(self._watches):
                 watch.cancel()
             await self._idle_within(_LAST_WORDS_SECONDS)
         finally:
             stop()
 
     async def _idle_within(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
+        """Waits for the last call to end; not after a second signal, and for `seconds` at most."""
+        waits = {asyncio.create_task(self._idle.wait()), asyncio.create_task(self._hurry.wait())}
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+        self._hurry = asyncio.Event()

@@ -1,6 +1,6 @@
 """`POST /v1/fanout`: many calls in one request."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,9 @@ from app.http.incoming import (
 )
 from app.http.live import EVENT_STREAM, LiveResponse
 from app.http.openapi import FANOUT_EXAMPLE, json_body
-from app.services.fanout import Fanout
+from app.services.fanout import Fanout, listed, read_from
 from app.services.keys import Caller
-from app.wire.fanout import Item, ItemReader, Options, read_document, read_options
-from app.wire.jsonl import LineReader
+from app.wire.fanout import Item, Options, read_document, read_options
 from app.wire.results import Result
 from app.wire.sse import event
 
@@ -56,12 +55,12 @@ async def fan_out(request: Request, caller: CallerDep) -> Response:
     if request.headers.get("content-type", "").startswith(_LINES):
         options = read_options(request.query_params)
         body = StreamedBody(request.receive)
-        items = _lines(body, options, running.settings.max_line_bytes, streams=streams)
+        items = read_from(aiter(body), options, running.settings.max_line_bytes, streams=streams)
         gone, close = body.gone, body.aclose
     else:
-        text = await read_body(request, running.settings.max_body_bytes, running.settings.body_timeout)
-        options, listed = read_document(text, streams=streams)
-        items, gone, close = _listed(listed), partial(until_gone, request.receive), _nothing
+        text = await read_body(request, running)
+        options, given = read_document(text, streams=streams)
+        items, gone, close = listed(given), partial(until_gone, request.receive), _nothing
     options = replace(options, timeout=_shorter(options.timeout, timeout))
     start = partial(_start, running, caller, items)
     if streams:
@@ -80,9 +79,8 @@ async def _nothing() -> None:
     pass
 
 
-def _start(running: Gateway, caller: Caller, items: AsyncIterator[Item], options: Options) -> Fanout:
-    most = sum(upstream.admission.limit for upstream in running.stack.upstreams.values())
-    return Fanout(running.splitter.call, items, options, caller.check, most)
+def _start(running: Gateway, caller: Caller, items: AsyncGenerator[Item, None], options: Options) -> Fanout:
+    return Fanout(running.splitter.call, items, options, caller.check, running.stack.slots)
 
 
 def _shorter(one: float | None, other: float | None) -> float | None:
@@ -90,24 +88,10 @@ def _shorter(one: float | None, other: float | None) -> float | None:
     return min(given) if given else None
 
 
-async def _listed(items: list[Item]) -> AsyncIterator[Item]:
-    for item in items:
-        yield item
-
-
-async def _lines(body: StreamedBody, options: Options, longest: int, *, streams: bool) -> AsyncIterator[Item]:
-    lines, items = LineReader(longest), ItemReader(options, streams=streams)
-    async for piece in body:
-        for line in lines.feed(piece):
-            yield items.line(line)
-    for line in lines.close():
-        yield items.line(line)
-
-
 async def _document(run: Fanout, options: Options, most: int) -> bytes:
     """Returns: The whole reply as JSON.
 
-    Raises: InvalidRequestError: It would be larger than `most` bytes.
+    Raises: InvalidRequestError: The results exceed `most` bytes; what has run by then is lost.
     """
     found: list[tuple[int, int, bytes]] = []
     size = 0

@@ -9,6 +9,7 @@ from fastapi import Request
 from starlette.types import Receive
 
 from app.errors import BodyTooLargeError, ClientHungUpError, InvalidRequestError, SlowRequestError
+from app.http.context import Gateway
 from app.http.drain import Drain
 
 T = TypeVar("T")
@@ -16,15 +17,24 @@ LONGEST_TIMEOUT = 86_400.0
 _READ_AHEAD_BYTES = 4 * 1024**2
 
 
-async def read_body(request: Request, limit: int, patience: float) -> bytes:
-    """Reads the whole body.
+async def read_body(request: Request, gateway: Gateway) -> bytes:
+    """Reads the whole body, within the settings' bounds.
 
-    Args:
-        limit: Bytes.
-        patience: Seconds between two pieces.
     Raises:
-        BodyTooLargeError, SlowRequestError, ClientHungUpError: As they say.
+        BodyTooLargeError, SlowRequestError, ClientHungUpError, DrainingError: As they say.
     """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
+    try:
+        with gateway.drain.ends(task):
+            return await _whole_body(request, gateway.settings.max_body_bytes, gateway.settings.body_timeout)
+    except asyncio.CancelledError:
+        if gateway.drain.over.is_set() and task.uncancel() == 0:
+            raise gateway.drain.error() from None
+        raise
+
+
+async def _whole_body(request: Request, limit: int, patience: float) -> bytes:
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)

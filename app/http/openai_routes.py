@@ -1,14 +1,14 @@
 """OpenAI's paths: bytes in, bytes out."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from urllib.parse import quote
 
 import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.errors import ModelNotFoundError, NotFoundError
+from app.errors import GatewayError, ModelNotFoundError, NotFoundError
 from app.http.context import CallerDep, caller, gateway, record
 from app.http.incoming import HangUpWatch, check_priority, read_body, timeout_of, unless_hung_up, until_gone
 from app.http.live import LiveResponse
@@ -17,9 +17,10 @@ from app.services.keys import Caller
 from app.services.relay import StreamRelay
 from app.upstream.types import Call, Reply
 from app.wire.endpoints import ENDPOINTS, Endpoint
-from app.wire.request import peek
+from app.wire.request import peek, unambiguous
 
 _FORWARDED = ("openai-beta", "traceparent", "tracestate")
+_PIECE = 256 * 1024
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,255}")
 
 
@@ -53,8 +54,7 @@ def _handler(endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
 
 
 async def _read_call(endpoint: Endpoint, request: Request, who: Caller) -> Call:
-    settings = gateway(request).settings
-    body = await read_body(request, settings.max_body_bytes, settings.body_timeout)
+    body = await read_body(request, gateway(request))
     headers = request.headers
     content_type = headers.get("content-type", "application/json")
     wanted = peek(endpoint, body, content_type)
@@ -62,6 +62,8 @@ async def _read_call(endpoint: Endpoint, request: Request, who: Caller) -> Call:
     seen.model = wanted.model or ""
     if endpoint.model != "none":  # a stored response is found by its id, which only its maker knows
         who.check(wanted.model)
+    if who.models is not None and endpoint.body == "json":
+        body = unambiguous(body)
     check_priority(request)
     return Call(
         endpoint,
@@ -69,7 +71,7 @@ async def _read_call(endpoint: Endpoint, request: Request, who: Caller) -> Call:
         body if endpoint.body != "none" else b"",
         content_type if endpoint.body == "multipart" else "application/json",
         wanted.model,
-        wanted.stream or (endpoint.method == "GET" and request.query_params.get("stream") == "true"),
+        wanted.stream or (endpoint.streams_by_query and request.query_params.get("stream") == "true"),
         {name: headers[name] for name in _FORWARDED if headers.get(name, "\x80").isascii()},
         timeout_of(request),
         trace=seen.trace,
@@ -90,8 +92,8 @@ async def _stream(request: Request, call: Call) -> Response:
     running = gateway(request)
     seen = record(request)
 
-    def note(error: Exception) -> None:
-        seen.error = getattr(error, "code", None) or "error"
+    def note(error: GatewayError) -> None:
+        seen.error = error.code or error.type
 
     relay = StreamRelay(running.stack, call, note)
     try:
@@ -100,26 +102,46 @@ async def _stream(request: Request, call: Call) -> Response:
         reply = relay.reply()
         if reply is not None and reply.events is None:
             return _response(request, reply)
+        headers = {**(reply.headers if reply else {}), **seen.headers()}
+        return LiveResponse(relay, gateway=running, record=seen, headers=headers)
     except BaseException as error:
         await relay.aclose(error)
         raise
-    headers = {**(reply.headers if reply else {}), **seen.headers()}
-    return LiveResponse(relay, gateway=running, record=seen, headers=headers)
 
 
 def _response(request: Request, reply: Reply) -> Response:
-    seen = record(request)
+    running, seen = gateway(request), record(request)
     headers = {**reply.headers, **seen.headers()}
+    kind = reply.content_type or "application/octet-stream"
     if reply.stream is not None:
         return LiveResponse(
             reply.stream,
-            gateway=gateway(request),
+            gateway=running,
             record=seen,
             status=reply.status,
             headers=headers,
-            media_type=reply.content_type or "application/octet-stream",
+            media_type=kind,
+        )
+    if len(reply.body) > _PIECE:  # so that a reader who does not read it is noticed
+        sized = {**headers, "content-length": str(len(reply.body))}
+        return LiveResponse(
+            _Pieces(reply.body), gateway=running, record=seen, status=reply.status, headers=sized, media_type=kind
         )
     return Response(reply.body, reply.status, headers)
+
+
+class _Pieces:
+    """A large whole body as a live reply's source."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = memoryview(body)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self._body), _PIECE):
+            yield bytes(self._body[start : start + _PIECE])
+
+    async def aclose(self, failure: BaseException | None = None) -> None:
+        pass
 
 
 async def list_models(request: Request, who: CallerDep) -> Response:

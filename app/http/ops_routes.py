@@ -54,5 +54,5 @@ async def status(request: Request, _: CallerDep) -> JSONResponse:
 
 
 def _notice(running: Gateway) -> dict[str, object]:
-    simulated = all(upstream.kind == "simulator" for upstream in running.settings.upstreams.values())
+    simulated = running.settings.is_simulated
     return {"simulator": simulated, **({"notice": _SIMULATED} if simulated else {})}

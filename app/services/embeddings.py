@@ -27,7 +27,13 @@ class Splitter:
         if len(bodies) == 1:
             return await self._stack.call(call)
         parts = [replace(call, body=body, patient=True, trace=Trace()) for body in bodies]
-        tasks = [asyncio.create_task(self._stack.call(part), name="embeddings part") for part in parts]
+        side_by_side = asyncio.Semaphore(self._stack.slots)
+
+        async def send(part: Call) -> Reply:
+            async with side_by_side:
+                return await self._stack.call(part)
+
+        tasks = [asyncio.create_task(send(part), name="embeddings part") for part in parts]
         try:
             for next_done in asyncio.as_completed(tasks):
                 reply = await next_done

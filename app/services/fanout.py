@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -13,12 +13,13 @@ from app.services.window import Window
 from app.upstream.body import Events
 from app.upstream.types import Call, Reply, Trace
 from app.wire.assemble import Assembler
-from app.wire.fanout import Item, Options, Unit
-from app.wire.jsonl import one_line
+from app.wire.fanout import Item, ItemReader, Options, Unit
+from app.wire.jsonl import LineReader, one_line
 from app.wire.results import Result, Summary, Timing, new_id
 from app.wire.sse import payloads
 
 log = logging.getLogger("sluicegate")
+_STALLED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,24 @@ class Chunk:
 
 
 Event = Result | Chunk
+
+
+async def listed(items: list[Item]) -> AsyncGenerator[Item, None]:
+    """Yields: Items that are all here."""
+    for item in items:
+        yield item
+
+
+async def read_from(
+    pieces: AsyncIterator[bytes], options: Options, longest_line: int, *, streams: bool
+) -> AsyncGenerator[Item, None]:
+    """Yields: An item for each line of NDJSON text that comes in pieces."""
+    lines, items = LineReader(longest_line), ItemReader(options, streams=streams)
+    async for piece in pieces:
+        for line in lines.feed(piece):
+            yield items.line(line)
+    for line in lines.close():
+        yield items.line(line)
 
 
 class Fanout:
@@ -44,7 +63,7 @@ class Fanout:
     def __init__(
         self,
         send: Callable[[Call], Awaitable[Reply]],
-        items: AsyncIterator[Item],
+        items: AsyncGenerator[Item, None],
         options: Options,
         check: Callable[[str | None], None],
         most: int,
@@ -84,6 +103,7 @@ class Fanout:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._items.aclose()
 
     async def _feed(self) -> None:
         try:
@@ -107,11 +127,16 @@ class Fanout:
                 turn += 1
 
     async def _next(self) -> Item | None:
-        """Returns: The next item; None: that was all, or none came before the deadline."""
+        """Returns: The next item; None: that was all, or the deadline has passed and the input stalls.
+
+        An input that goes on after the deadline is read to its end: each of its items is told of its timeout.
+        """
+        remaining = self._remaining()
         try:
-            async with asyncio.timeout(self._remaining()):
+            async with asyncio.timeout(None if remaining is None else max(remaining, _STALLED_SECONDS)):
                 return await anext(self._items, None)
         except TimeoutError:
+            self.summary.truncated = True
             return None
 
     def _remaining(self) -> float | None:
@@ -155,15 +180,17 @@ class Fanout:
         async with self._flying:
             trace.queue_ms = (time.monotonic() - asked) * 1000
             try:
-                status, body = await self._exchange(item, unit, trace)
+                reply = await self._exchange(item, unit, trace)
             except GatewayError as error:
                 return _failed(item, unit, trace, error)
             except Exception:
                 log.exception("bug in a fan-out item", extra={"fields": {"index": item.index}})
                 return _failed(item, unit, trace, InternalError("an internal error; the service's log has it"))
-            return Result(item.index, item.custom_id, unit.model, _timing(trace), status, new_id("req_"), body)
+            request_id = reply.request_id or new_id("req_")
+            return Result(item.index, item.custom_id, unit.model, _timing(trace), reply.status, request_id, reply.body)
 
-    async def _exchange(self, item: Item, unit: Unit, trace: Trace) -> tuple[int, bytes]:
+    async def _exchange(self, item: Item, unit: Unit, trace: Trace) -> Reply:
+        """Returns: The reply, whole, whether it was streamed or not."""
         self._check(unit.peek.model)
         timeout = self._remaining()
         if timeout is not None and timeout <= 0:
@@ -180,14 +207,16 @@ class Fanout:
         )
         reply = await self._send(call)
         if reply.events is None:
-            return reply.status, reply.body
+            return reply
         failure: BaseException | None = None
+        began = time.monotonic()
         try:
-            return reply.status, await self._streamed(item, unit, reply.events)
+            return replace(reply, body=await self._streamed(item, unit, reply.events), events=None)
         except BaseException as error:
             failure = error
             raise
         finally:
+            trace.upstream_ms += (time.monotonic() - began) * 1000
             await reply.aclose(failure)
 
     async def _streamed(self, item: Item, unit: Unit, events: Events) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
-from app.errors import GatewayError, InternalError, UpstreamMalformedError, envelope
+from app.errors import GatewayError, InternalError, UpstreamError, UpstreamMalformedError, envelope
 from app.upstream.call import CallStack
 from app.upstream.types import Call, Reply
 from app.wire.sse import PING, event
@@ -43,6 +43,7 @@ class StreamRelay:
         try:
             reply = await self.task
             if reply.events is None:
+                self._on_error(UpstreamError(f"the upstream answered {reply.status} after the headers had gone out"))
                 yield event(_one_line(reply.body))
                 return
             async for events in reply.events:

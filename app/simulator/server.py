@@ -27,7 +27,6 @@ async def running(settings: SimulatorSettings) -> AsyncIterator[str]:
     config = uvicorn.Config(
         Simulator(settings),
         log_config=None,
-        log_level="critical",
         access_log=False,
         lifespan="off",
         ws="none",

@@ -36,6 +36,7 @@ class Admission:
         self.max_queue = max_queue
         self.in_flight = 0
         self.waiting = 0
+        self._impatient = 0
         self.peak = 0
         self._semaphore = asyncio.Semaphore(limit)
         self._held_seconds = _FIRST_GUESS_SECONDS
@@ -57,14 +58,16 @@ class Admission:
         return Slot(self)
 
     async def _wait(self, *, patient: bool) -> None:
-        if not patient and self.waiting >= self.max_queue:
+        if not patient and self._impatient >= self.max_queue:
             wait = max(1.0, self._held_seconds * (self.waiting + 1) / self.limit)
-            raise QueueFullError(f"{self.waiting} calls are waiting already", retry_after=wait)
+            raise QueueFullError(f"{self._impatient} calls are waiting already", retry_after=wait)
         self.waiting += 1
+        self._impatient += not patient
         try:
             await self._semaphore.acquire()
         finally:
             self.waiting -= 1
+            self._impatient -= not patient
 
     def leave(self, held_seconds: float) -> None:
         """Called by `Slot.release` only."""

@@ -20,18 +20,20 @@ class Alarm:
     and sets itself anew if not.
     """
 
-    __slots__ = ("_loop", "_rang", "_task", "_timer", "_when")
+    __slots__ = ("_before", "_loop", "_rang", "_task", "_timer", "_when")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._when = 0.0
+        self._before = 0
         self._rang: asyncio.Task[Any] | None = None
 
     def arm(self, when: float) -> None:
         """Args: when: On the event loop's clock: the moment at which the running task is to be interrupted."""
-        self._task = asyncio.current_task()
+        self._task = task = asyncio.current_task()
+        self._before = task.cancelling() if task else 0
         self._when = when
         if self._timer is None or when < self._timer.when():
             self._set()
@@ -42,7 +44,7 @@ class Alarm:
     def raise_if_rang(self) -> None:
         """Raises: TimeoutError: The interruption was this alarm's, and nobody else's beside it."""
         task, self._rang = self._rang, None
-        if task is not None and task.uncancel() == 0:
+        if task is not None and task.uncancel() <= self._before:
             raise TimeoutError
 
     def close(self) -> None:

@@ -19,10 +19,11 @@ from app.policies.routing import Target
 from app.settings import UpstreamSettings
 from app.telemetry import ABANDONED, UpstreamFigures
 from app.upstream.admission import Admission, Slot
-from app.upstream.body import Body, Events
+from app.upstream.body import SENTENCES, Body, Events
 from app.upstream.client import UpstreamClient
 from app.upstream.transport import RawReply
 from app.upstream.types import Call, Reply
+from app.wire.endpoints import Endpoint
 from app.wire.request import with_model
 
 _PASSED_ON = ("x-ratelimit-", "openai-", "retry-after")
@@ -97,9 +98,8 @@ class Upstream:
             async with asyncio.timeout_at(first_token_by):
                 raw = await self._send(call, target)
         except TimeoutError:
-            if call.stream and first_token_by < deadline:
-                raise FirstTokenTimeoutError("the upstream took too long to send the first chunk") from None
-            raise DeadlineError("the call's deadline passed") from None
+            late = FirstTokenTimeoutError if first_token_by < deadline else DeadlineError
+            raise late(SENTENCES[late]) from None
         try:
             return await self._open(call, raw, deadline, first_token_by - loop.time(), finish)
         except BaseException:
@@ -130,10 +130,12 @@ class Upstream:
         def on_end(failure: BaseException | None) -> None:
             finish(raw.status, failure)
 
+        if not 100 <= raw.status < 600:
+            raise UpstreamMalformedError(f"the upstream {self.name!r} answered with the status {raw.status}")
         headers = _passed_on(raw.headers)
         idle = self.settings.idle_timeout
         kind = headers.get("content-type", "").lower()
-        if raw.status < 400 and call.stream and not kind.startswith(("application/json", "text/html", "audio/")):
+        if raw.status < 400 and call.stream and _may_be_events(call.endpoint, kind):
             events = Events(raw, terminals=call.endpoint.terminals, deadline=deadline, idle_timeout=idle, on_end=on_end)
             await events.open(patience)
             if events.reader.error is not None and not events.reader.started:
@@ -144,16 +146,17 @@ class Upstream:
             return Reply(raw.status, headers, stream=body)
         whole = await body.whole(self._max_reply_bytes)
         await body.aclose()
-        return self._checked(call, Reply(raw.status, headers, body=whole))
+        return self._checked(call, Reply(raw.status, headers, whole, request_id=raw.headers.get("x-request-id", "")))
 
     def _checked(self, call: Call, reply: Reply) -> Reply:
         """A reply that no OpenAI client could read becomes an error that says what came instead."""
         looks_json = reply.body.lstrip()[:1] in {b"{", b"["} and reply.body.rstrip()[-1:] in {b"}", b"]"}
-        if reply.status == 204 or (looks_json and not (call.stream and reply.ok)):
+        may_ignore_stream = call.endpoint.reply == "any"  # whisper-1 does
+        if reply.status == 204 or (looks_json and not (call.stream and reply.ok and not may_ignore_stream)):
             return reply
         kind = reply.content_type or "no content type"
-        wanted = "a stream" if looks_json else "JSON"
-        message = f"the upstream {self.name!r} answered {reply.status} with {kind} instead of {wanted}"
+        wanted = "not a stream" if looks_json else "not JSON"
+        message = f"the upstream {self.name!r} answered {reply.status} with something that is {wanted} ({kind})"
         if reply.status < 400:
             raise UpstreamMalformedError(message)
         # the status itself is news, and so is its Retry-After
@@ -171,11 +174,18 @@ async def _as_error(events: Events, headers: Mapping[str, str]) -> Reply:
     return Reply(status, {**headers, "content-type": "application/json"}, body=body)
 
 
+def _may_be_events(endpoint: Endpoint, content_type: str) -> bool:
+    """Some upstreams leave an event stream's content type out, or get it wrong."""
+    if endpoint.reply == "any":
+        return content_type.startswith("text/event-stream")
+    return not content_type.startswith(("application/json", "text/html"))
+
+
 def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name, value in headers.items():
         lower = name.lower()
-        if lower in _KEPT or lower.startswith(_PASSED_ON):
+        if (lower in _KEPT or lower.startswith(_PASSED_ON)) and value.isascii() and value.isprintable():
             found[lower] = value
     return found
 

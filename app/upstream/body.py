@@ -16,7 +16,9 @@ from app.errors import (
 )
 from app.upstream.transport import RawReply
 from app.wire.encoding import Inflater
-from app.wire.sse import EventReader
+from app.wire.sse import EarlyEndError, EventReader
+
+_AFTER_THE_LAST_SECONDS = 1.0
 
 
 class Body:
@@ -68,6 +70,7 @@ class Body:
                         raise self._failed(UpstreamCutError("the upstream's compressed reply is not whole"))
                     return b""
                 self._pieces = inflater.feed(wire)
+            await asyncio.sleep(0)  # a bomb may be many pieces: others get their turn between them
         except zlib.error:
             told = "the upstream's reply is not the gzip that it says it is"
             raise self._failed(UpstreamMalformedError(told)) from None
@@ -80,7 +83,7 @@ class Body:
         try:
             return await self._raw.read(when)
         except TimeoutError:
-            raise self._failed(late(_SENTENCES[late])) from None
+            raise self._failed(late(SENTENCES[late])) from None
         except UpstreamCutError as error:
             raise self._failed(error) from error.__cause__
 
@@ -120,7 +123,7 @@ class Body:
             self._on_end(failure or self._failure)
 
 
-_SENTENCES = {
+SENTENCES = {
     DeadlineError: "the call's deadline passed",
     FirstTokenTimeoutError: "the upstream took too long to send the first chunk",
     IdleTimeoutError: "the upstream fell silent in the middle of its stream",
@@ -142,7 +145,6 @@ class Events(Body):
         super().__init__(raw, deadline=deadline, idle_timeout=idle_timeout, on_end=on_end)
         self.reader = EventReader(terminals)
         self._first = b""
-        self._closed = False
 
     async def open(self, patience: float) -> None:
         """The first-chunk gate: waits for a valid event, and keeps it.
@@ -167,8 +169,15 @@ class Events(Body):
         raise StopAsyncIteration
 
     async def _events(self, patience: float, late: type[DeadlineError]) -> bytes:
-        data = await self.piece(patience, late)
-        self._closed = not data
+        if self.reader.complete:  # all has been said; what follows is at most `[DONE]`
+            patience = min(patience, _AFTER_THE_LAST_SECONDS)
+        try:
+            data = await self.piece(patience, late)
+        except (UpstreamCutError, IdleTimeoutError):
+            if not self.reader.complete:
+                raise
+            self._failure = None
+            data = b""
         return self.reader.feed(data) if data else self.reader.close()
 
     def _check(self) -> None:
@@ -179,7 +188,7 @@ class Events(Body):
         if self.reader.error is not None:
             self._failure = UpstreamError("the upstream ended its stream with an error event")
         if self.reader.flaw is not None:
-            kind = UpstreamCutError if self._closed else UpstreamMalformedError
+            kind = UpstreamCutError if isinstance(self.reader.flaw, EarlyEndError) else UpstreamMalformedError
             raise self._failed(kind(f"the upstream's stream broke: {self.reader.flaw}"))
 
     async def aclose(self, failure: BaseException | None = None) -> None:

@@ -36,6 +36,11 @@ class CallStack:
         self._retry = retry
         self._draw = draw
 
+    @property
+    def slots(self) -> int:
+        """Calls that can be in flight at once, over all upstreams."""
+        return sum(upstream.admission.limit for upstream in self.upstreams.values())
+
     async def call(self, call: Call) -> Reply:
         """Carries one call through the stack.
 
@@ -83,7 +88,8 @@ class CallStack:
                 # 4. admission, 5. breaker, 6. client: a slot per attempt, never held while backing off
                 reply = await upstream.attempt(call, target, deadline)
                 judged = outcome.of_status(reply.status, _error_code(reply))
-                retry_after = retry_after_of(reply.headers, time.time())
+                if judged.retry:
+                    retry_after = retry_after_of(reply.headers, time.time())
             except GatewayError as error:
                 failure, judged = error, outcome.of_error(error)
             wait = None

@@ -1,13 +1,15 @@
 """The only user of the SDK: one shared `AsyncOpenAI` (or `AsyncAzureOpenAI`) per upstream, bytes in, raw reply out."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 from openai import APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, AsyncStream
 
-from app.settings import UpstreamSettings
+from app.settings import UpstreamSettings, is_loopback
 from app.upstream.transport import Prepared, RawReply, Transport
+from app.wire.endpoints import BY_PATH
 
 _SPARE_CONNECTIONS = 8  # for calls beside the semaphore: the model list
 _NO_KEY = "none"  # the SDK wants one, or looks for one in the environment; an upstream without keys does not care
@@ -51,10 +53,13 @@ class UpstreamClient:
             name,
             limit=settings.max_in_flight + _SPARE_CONNECTIONS,
             connect_timeout=settings.connect_timeout,
+            proxied=not is_loopback(urlsplit(address).hostname or ""),
             verify=httpx2.create_ssl_context() if address.startswith("https") else None,
         )
         self._sdk = _sdk(settings, address, self._transport)
-        self._prepared: dict[str, Prepared] = {}
+        # as the settings say, not as the SDK finds them in the environment, whatever upstream it is for
+        self._sdk.organization, self._sdk.project = settings.organization, settings.project
+        self._prepared: OrderedDict[str, Prepared] = OrderedDict()
 
     async def send(
         self,
@@ -76,17 +81,21 @@ class UpstreamClient:
             UpstreamUnreachableError: No connection: the upstream has not seen the request.
             UpstreamCutError: The connection was lost before a reply.
         """
+        deployment = ""
         if self._deployments and model and path in _AZURE_DEPLOYMENT_PATHS:
-            path = f"/deployments/{quote(model, safe='')}{path}"
-        is_plain = method == "POST" and content_type == _JSON and not headers
+            deployment = f"/deployments/{quote(model, safe='')}"
+            path = deployment + path
+        is_plain = content_type == _JSON and not headers and path.removeprefix(deployment) in BY_PATH
         if is_plain and path in self._prepared:
             return await self._transport.send(method, self._prepared[path], body)
         try:
             response = await self._ask_sdk(method, path, body, content_type, headers or {})
         except APIStatusError as error:
             response = error.response
-        if is_plain and len(self._prepared) < _MOST_KINDS:
+        if is_plain:
             self._prepared[path] = Prepared(response.request)
+            if len(self._prepared) > _MOST_KINDS:
+                self._prepared.popitem(last=False)
         reply: RawReply = response.extensions["reply"]
         return reply
 

@@ -19,7 +19,7 @@ import httpx2
 from multidict import CIMultiDict
 from yarl import URL
 
-from app.errors import UpstreamCutError, UpstreamUnreachableError
+from app.errors import UpstreamCutError, UpstreamMalformedError, UpstreamUnreachableError
 from app.upstream.alarm import Alarm
 
 _LARGE = 1024**2
@@ -27,6 +27,9 @@ _DRAIN_SECONDS = 0.25
 _BROKEN = (aiohttp.ClientError, OSError, RuntimeError)  # "Connection closed." is a RuntimeError there
 # aiohttp's own buffer for one reply: past twice this it stops reading from the upstream (back-pressure)
 _READ_BUFFER = 64 * 1024
+_LONGEST_HEADER = 64 * 1024
+# what goes upstream of all that the SDK would send: not what the environment adds (OPENAI_CUSTOM_HEADERS)
+_SENT = ("authorization", "api-key", "accept", "content-type", "host", "openai-", "trace", "user-agent", "x-stainless-")
 
 
 class RawReply:
@@ -100,8 +103,8 @@ class Prepared:
 
     def __init__(self, request: httpx2.Request) -> None:
         self.url = URL(str(request.url), encoded=True)
-        self.headers = CIMultiDict(request.headers.multi_items())
-        self.headers.popall("content-length", None)
+        headers = request.headers.multi_items()
+        self.headers = CIMultiDict((name, value) for name, value in headers if name.lower().startswith(_SENT))
 
 
 class _Elsewhere(httpx2.AsyncByteStream):
@@ -117,12 +120,16 @@ class Transport(httpx2.AsyncBaseTransport):
     name: The upstream's, for error messages.
     limit: Pooled connections; never less than the semaphore above it, for nothing may queue here.
     connect_timeout: Seconds to look up, connect and shake hands.
+    proxied: Whether the environment's proxies apply: not to this machine's own upstreams.
     verify: TLS context; made for https only, for it costs 30 ms.
     """
 
-    def __init__(self, name: str, *, limit: int, connect_timeout: float, verify: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, name: str, *, limit: int, connect_timeout: float, proxied: bool, verify: ssl.SSLContext | None = None
+    ) -> None:
         self._name = name
         self._limit = limit
+        self._proxied = proxied
         self._verify = verify
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout, sock_connect=connect_timeout)
         self._session: aiohttp.ClientSession | None = None
@@ -133,6 +140,7 @@ class Transport(httpx2.AsyncBaseTransport):
         Raises:
             UpstreamUnreachableError: No connection: the upstream has not seen the request.
             UpstreamCutError: The connection was lost before a reply.
+            UpstreamMalformedError: The reply is not HTTP.
         """
         session = self._session or self._open()
         try:
@@ -147,6 +155,10 @@ class Transport(httpx2.AsyncBaseTransport):
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise UpstreamUnreachableError(
                 f"cannot connect to the upstream {self._name!r} ({_reason(error)})"
+            ) from error
+        except aiohttp.ClientResponseError as error:
+            raise UpstreamMalformedError(
+                f"the upstream {self._name!r} answered with something that is not HTTP"
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamCutError(f"the upstream {self._name!r} closed the connection before a reply") from error
@@ -164,8 +176,10 @@ class Transport(httpx2.AsyncBaseTransport):
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            trust_env=bool(urllib.request.getproxies()),
+            trust_env=self._proxied and bool(urllib.request.getproxies()),
             read_bufsize=_READ_BUFFER,
+            max_line_size=_LONGEST_HEADER,
+            max_field_size=_LONGEST_HEADER,
         )
         return self._session
 

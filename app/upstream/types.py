@@ -55,6 +55,7 @@ class Reply:
         headers: Those that go on to the client, names in lower case.
         events: A checked event stream, its first event awaited.
         stream: Bytes of unknown length (audio).
+        request_id: The upstream's own id of the call, for its support; may be empty.
     """
 
     status: int
@@ -62,6 +63,7 @@ class Reply:
     body: bytes = b""
     events: Events | None = None
     stream: Body | None = None
+    request_id: str = ""
 
     @property
     def content_type(self) -> str:

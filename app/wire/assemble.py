@@ -15,7 +15,10 @@ class Assembler:
 
     def add(self, chunk: bytes) -> None:
         """Args: chunk: One event's data, a JSON object; what is not shaped as it should be is passed over."""
-        fields = json.loads(chunk)  # not msgspec: half an emoji may stand in it
+        try:
+            fields = json.loads(chunk)  # not msgspec: half an emoji may stand in it
+        except (ValueError, RecursionError):  # a number of 5,000 digits, say
+            return
         if isinstance(fields.get("response"), dict):  # such an event of a responses stream holds the response so far
             self._whole = fields["response"]
             return

@@ -17,6 +17,7 @@ class Endpoint:
         model: Whether the body must name a model.
         reply: `json`: a reply of another kind is malformed; `any`: audio or text as it comes.
         terminals: `type`s of the events that end a stream which has no `[DONE]` of its own.
+        streams_by_query: `?stream=true` asks for a stream.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -26,6 +27,7 @@ class Endpoint:
     model: Literal["required", "optional", "none"] = "required"
     reply: Literal["json", "any"] = "json"
     terminals: frozenset[str] = frozenset()
+    streams_by_query: bool = False
 
 
 _RESPONSE_ENDS = frozenset({"response.completed", "response.failed", "response.incomplete", "error"})
@@ -41,7 +43,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     COMPLETIONS,
     EMBEDDINGS,
     RESPONSES,
-    Endpoint("GET", "/responses/{id}", "A stored response", "none", "none", terminals=_RESPONSE_ENDS),
+    Endpoint(
+        "GET", "/responses/{id}", "A stored response", "none", "none", "json", _RESPONSE_ENDS, streams_by_query=True
+    ),
     Endpoint("DELETE", "/responses/{id}", "Deletes a stored response", "none", "none"),
     Endpoint("POST", "/responses/{id}/cancel", "Cancels a background response", "none", "none"),
     Endpoint("GET", "/responses/{id}/input_items", "What a response was made from", "none", "none"),

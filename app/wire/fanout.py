@@ -28,7 +28,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mode: Literal["all", "race"] = "all"
     order: Literal["input", "completed"] = "input"
     concurrency: Annotated[int, Meta(ge=1)] | None = None
-    timeout: Annotated[float, Meta(gt=0)] | None = None
+    timeout: Annotated[float, Meta(gt=0, le=86_400)] | None = None
 
 
 class _Item(msgspec.Struct, kw_only=True):

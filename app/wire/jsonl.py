@@ -17,35 +17,48 @@ class LineReader:
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
-        self._rest = b""
+        self._held: list[bytes] = []  # the pieces of an unfinished line: joined once, not for every piece
+        self._held_bytes = 0
         self._first = True
         self._skipping = False
 
     def feed(self, data: bytes) -> list[bytes | None]:
         """Returns: The lines that `data` completes; None stands for one that was too long."""
-        data = self._rest + data
         if self._first:
+            data = b"".join(self._held) + data
+            self._held, self._held_bytes = [], 0
             if _BOM.startswith(data):
-                self._rest = data
+                self._hold(data)
                 return []
             self._first = False
             data = data.removeprefix(_BOM)
-        *lines, self._rest = data.split(b"\n")
-        found: list[bytes | None] = []
+        head, feed, rest = data.partition(b"\n")
+        if not feed:
+            return self._hold(data)
+        found = [] if self._skipping else self._line(b"".join([*self._held, head]))
+        self._held, self._held_bytes, self._skipping = [], 0, False
+        *lines, rest = rest.split(b"\n")
         for line in lines:
-            found += [] if self._skipping else self._line(line)
-            self._skipping = False
-        if self._skipping:
-            self._rest = b""
-        elif self._too_long(self._rest):
-            self._rest, self._skipping = b"", True
-            found.append(None)
-        return found
+            found += self._line(line)
+        return found + self._hold(rest)
 
     def close(self) -> list[bytes | None]:
         """Returns: The last line, if it has no line feed."""
-        rest, self._rest = self._rest, b""
+        rest, self._held = b"".join(self._held), []
         return self._line(rest.removeprefix(_BOM) if self._first else rest)
+
+    def _hold(self, data: bytes) -> list[bytes | None]:
+        if self._skipping or not data:
+            return []
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes <= self._longest + 1:  # a carriage return may belong to the line's end
+            return []
+        line = b"".join(self._held)
+        if not self._too_long(line):
+            return []
+        self._held, self._held_bytes, self._skipping = [], 0, True
+        return [None]
 
     def _too_long(self, line: bytes) -> bool:
         return len(line.removesuffix(b"\r")) > self._longest

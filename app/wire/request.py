@@ -34,6 +34,8 @@ class _Json(msgspec.Struct):
 
 _PEEK = msgspec.json.Decoder(_Json)
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_READ = frozenset({"model", "stream"})
+_MODEL_KEY = b'"model"'
 _NOTHING = Peek(None, stream=False)
 
 
@@ -69,12 +71,22 @@ def with_model(endpoint: Endpoint, body: bytes, content_type: str, old: str, new
     return _json_with_model(body, old, new)
 
 
+def unambiguous(body: bytes) -> bytes:
+    """A JSON body that names its model once, in plain letters: two readers cannot find two models in it.
+
+    Returns: The body itself where that is so already, else a copy whose fields are unique; values keep their bytes.
+    """
+    if body.count(_MODEL_KEY) == 1 and b"\\u00" not in body:
+        return body
+    return msgspec.json.encode(_FIELDS.decode(body))
+
+
 def _json_with_model(body: bytes, old: str, new: str) -> bytes:
     # A quote inside a JSON string is always escaped, so a `"model"` after one of `{`, `,` or white space is a key.
     key = re.compile(rb'[{,\s]"model"\s*:\s*(' + re.escape(msgspec.json.encode(old)) + rb")")
-    found = list(key.finditer(body))
-    if len(found) == 1:
-        start, end = found[0].span(1)
+    found = key.search(body) if body.count(_MODEL_KEY) == 1 else None
+    if found is not None:
+        start, end = found.span(1)
         spliced = body[:start] + msgspec.json.encode(new) + body[end:]
         if _PEEK.decode(spliced).model == new:
             return spliced
@@ -89,9 +101,12 @@ def _text(form: dict[str, tuple[int, int]], body: bytes, name: str) -> str | Non
         return None
     start, end = form[name]
     try:
-        return body[start:end].decode()
+        text = body[start:end].decode()
     except UnicodeDecodeError:
         raise InvalidRequestError(f"the form field {name!r} is not UTF-8", param=name) from None
+    if "\r" in text or "\n" in text:  # a boundary could be made of what follows
+        raise InvalidRequestError(f"the form field {name!r} holds a line break", param=name)
+    return text
 
 
 def _scan_form(body: bytes, content_type: str) -> dict[str, tuple[int, int]]:
@@ -151,7 +166,10 @@ class _FormReader:
     def _part_end(self) -> None:
         _, options = parse_options_header(self._disposition)
         if b"name" in options and b"filename" not in options:
-            self.fields[options[b"name"].decode(errors="replace")] = self._span or (0, 0)
+            name = options[b"name"].decode(errors="replace")
+            if name in _READ and name in self.fields:
+                raise InvalidRequestError(f"the form holds {name!r} twice", param=name)
+            self.fields[name] = self._span or (0, 0)
 
     def _end(self) -> None:
         self.ended = True

@@ -86,13 +86,18 @@ _WITH_USAGE = msgspec.json.Decoder(_WithUsage)
 
 
 class Summary:
-    """Counts, usage and times over all results so far."""
+    """Counts, usage and times over all results so far.
+
+    Attributes:
+        truncated: The input stalled past the deadline: there may have been more of it.
+    """
 
     def __init__(self) -> None:
         self.id = new_id("fanout_")
         self.total = self.completed = self.failed = 0
         self.sum_ms = 0.0
         self.usage: Usage = {}
+        self.truncated = False
 
     def count(self, result: Result) -> None:
         self.total += 1
@@ -110,4 +115,5 @@ class Summary:
             "counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
             "usage": self.usage,
             "timing": {"wall_ms": round(wall_ms, 1), "sum_ms": round(self.sum_ms, 1)},
+            **({"truncated": True} if self.truncated else {}),
         }

@@ -19,6 +19,10 @@ class MalformedEventError(Exception):
     """What came is not a stream of JSON events."""
 
 
+class EarlyEndError(MalformedEventError):
+    """The stream ended before its end."""
+
+
 class _Chunk(msgspec.Struct):
     error: Raw | UnsetType = UNSET  # `Raw | None` would refuse everything but null
     type: Raw | UnsetType = UNSET
@@ -104,7 +108,7 @@ class EventReader:
         if self.ended:
             return last
         if not self.complete:
-            self.flaw = MalformedEventError("the stream ended early")
+            self.flaw = EarlyEndError("the stream ended early")
             return last
         self.done = True
         return last + DONE

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
 import socket
@@ -13,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import Server, events_of, eventually, serving
+from tests.conftest import FRAGILE_PORT
+from tests.support import Server, events_of, eventually, reply, scripted, serving, whole
 
 SLOTS = 4
 STREAMS = 300
@@ -201,9 +203,53 @@ async def test_sigterm_ends_an_idle_server_at_once_and_a_second_one_ends_a_busy_
         idle.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(idle.process.wait, 10) == 0
     with serving("serve", env=env) as busy:
-        async with calls(busy, chat("sim-tokens=9999", stream=True)):
+        async with httpx.AsyncClient(timeout=30) as http:
+            endless = chat("sim-tokens=99999-gap=0.05", stream=True)
+            stream = asyncio.create_task(http.post(f"{busy.base_url}/chat/completions", json=endless))
             await eventually(lambda: busy.status()["in_flight"] == 1)
+
             busy.process.send_signal(signal.SIGTERM)
-            await eventually(lambda: httpx.get(f"{busy.root}/readyz").status_code == 503)
+            await asyncio.sleep(1.1)  # twice within a second counts once: a group's signal comes twice
+            assert not stream.done()
             busy.process.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(busy.process.wait, 10)
+            assert events_of((await stream).text)[-1]["error"]["code"] == "draining"
+        assert await asyncio.to_thread(busy.process.wait, 10) == 0
+
+
+async def test_a_signal_to_the_whole_group_lets_the_workers_streams_finish(simulator: Server) -> None:
+    with serving("serve", "--workers", "2", env={"OPENAI_BASE_URL": simulator.base_url}, group=True) as server:
+        async with httpx.AsyncClient(timeout=30) as http:
+            body = chat("group-tokens=40-gap=0.05", stream=True)
+            stream = asyncio.create_task(http.post(f"{server.base_url}/chat/completions", json=body))
+            await eventually(lambda: "group-tokens=40-gap=0.05" in simulator.ledger()["models"])
+            os.killpg(server.process.pid, signal.SIGTERM)
+            assert (await stream).text.endswith("data: [DONE]\n\n")
+        await asyncio.to_thread(server.process.wait, 20)
+
+
+async def test_sigterm_answers_an_upload_that_does_not_end(simulator: Server) -> None:
+    env = {"OPENAI_BASE_URL": simulator.base_url, "SLUICEGATE_DRAIN_TIMEOUT": "0.5"}
+    with serving("serve", env=env) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.root.rsplit(":", 1)[1]))
+        writer.write(b'POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"model"')
+        await eventually(lambda: connections(server) >= 1)
+        server.process.send_signal(signal.SIGTERM)
+        head = await asyncio.wait_for(reader.readuntil(b"}}"), 10)
+        assert head.startswith(b"HTTP/1.1 503")
+        assert b'"draining"' in head
+        writer.close()
+        assert await asyncio.to_thread(server.process.wait, 20) == 0
+
+
+async def test_readers_who_do_not_read_a_large_whole_reply_are_dropped(fragile: Server) -> None:
+    large = reply(b'{"data": "' + b"x" * 900_000 + b'"}')
+    dropped = fragile.log().count("slow_reader")
+    async with scripted(whole(large), FRAGILE_PORT):
+        body = json.dumps(chat("m")).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        with socket.socket() as stuck:
+            stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stuck.connect(("127.0.0.1", int(fragile.root.rsplit(":", 1)[1])))
+            for _ in range(8):  # enough to fill what the kernel buffers
+                stuck.sendall(head.encode() + body)
+            await eventually(lambda: fragile.log().count("slow_reader") > dropped)

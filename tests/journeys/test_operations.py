@@ -97,6 +97,7 @@ def test_no_route_is_left_out_of_the_documentation() -> None:
         ({"SLUICEGATE_PORT": "x"}, "sluicegate: port = 'x': Input should be a valid integer"),
         ({"SLUICEGATE_HOST": "0.0.0.0"}, "sluicegate: host: '0.0.0.0' is reachable from other machines"),
         ({"SLUICEGATE_UPSTREAMS__A__MAX_IN_FLIGHT": "0"}, "sluicegate: upstreams.a.max_in_flight = '0': Input should"),
+        ({"OPENAI_API_KEY": "sk-…"}, "sluicegate: upstreams.openai.api_key = (secret): a key holds ASCII"),
         ({"SLUICEGATE_CONFIG": "none.toml"}, "sluicegate: config = 'none.toml': there is no such file"),
     ],
 )
@@ -106,6 +107,21 @@ def test_a_wrong_setting_stops_the_start_with_one_line(tmp_path: Path, env: dict
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_options_before_the_command_and_an_address_that_is_taken_are_said_in_one_line(
+    tmp_path: Path, gateway: Server
+) -> None:
+    port = gateway.root.rsplit(":", 1)[1]
+    for command in (
+        ["--port", "1", "simulate"],
+        ["--port", port],
+        ["serve", "--port", port],
+        ["simulate", "--port", port],
+    ):
+        done = run(*command, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.startswith("sluicegate: ")
 
 
 def items(folder: Path) -> Path:
@@ -147,6 +163,27 @@ def test_fanout_says_in_one_line_what_stops_it(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1].startswith("sluicegate: ")
         assert "Traceback" not in done.stderr
+
+
+def test_fanout_keeps_old_results_and_its_input(tmp_path: Path) -> None:
+    file, old = items(tmp_path), tmp_path / "old"
+    old.write_text("precious")
+    before = file.read_text()
+    for more in (["-o", str(file)], ["-o", str(old), "--order", "random"], ["-o", str(tmp_path / "no" / "folder")]):
+        done = run("fanout", str(file), *more, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("Traceback")) == (2, 0), done.stderr
+    assert (file.read_text(), old.read_text()) == (before, "precious")
+
+
+def test_fanout_tells_every_line_of_a_timeout(tmp_path: Path, simulator: Server) -> None:
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    line = json.dumps({"body": {"model": "sim-latency=0.3", "messages": []}})
+    file.write_text("\n".join([line] * 3000))
+    limits = ["--timeout", "0.5", "--concurrency", "10", "-o", str(out)]
+    done = run("fanout", str(file), *limits, cwd=tmp_path, OPENAI_BASE_URL=simulator.base_url)
+    assert done.returncode == 1
+    assert json.loads(done.stderr.splitlines()[-1])["total"] == 3000
+    assert len(out.read_text().splitlines()) == 3000
 
 
 def test_bench_measures_and_writes_a_table_and_a_plot(tmp_path: Path, simulator: Server) -> None:

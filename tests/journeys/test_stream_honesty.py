@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -186,6 +187,8 @@ async def test_a_responses_stream_ends_in_done_after_its_last_event(fragile: Ser
     last = b'event: response.completed\ndata: {"type":"response.completed","response":{}}\n\n'
     answer = await ask(fragile, streamed(b'data: {"type":"response.created"}\n\n', last), "responses")
     assert answer.content.endswith(last + DONE)
+    broken_off_after_the_end = await ask(fragile, streamed(last, last=b""), "responses")
+    assert broken_off_after_the_end.content == last + DONE
     cut = await ask(fragile, streamed(b'data: {"type":"response.created"}\n\n'), "responses")
     assert error_of(cut) == "upstream_cut"
 
@@ -199,6 +202,13 @@ async def test_the_official_sdk_sees_every_fault_as_an_exception(fragile: Server
         assert (await anext(stream)).choices[0].delta.content == "a"
         with pytest.raises(APIError, match="ended early"):
             await anext(stream)
+
+
+async def test_a_transcription_that_ignores_stream_is_passed_on(fragile: Server) -> None:
+    async with upstream(whole(reply(b'{"text": "hello"}'))), httpx.AsyncClient() as http:
+        form: dict[str, Any] = {"model": (None, "whisper-1"), "stream": (None, "true"), "file": ("a", b"x")}
+        answer = await http.post(f"{fragile.base_url}/audio/transcriptions", files=form)
+    assert answer.json() == {"text": "hello"}
 
 
 async def test_audio_that_breaks_off_breaks_the_clients_connection(fragile: Server) -> None:

@@ -63,6 +63,36 @@ async def test_the_clients_key_and_cookies_never_go_upstream(fragile: Server) ->
         assert request.headers["openai-beta"] == "v2"
 
 
+async def test_what_the_environment_holds_for_openai_goes_to_no_other_upstream() -> None:
+    port = free_port()
+    secrets = {"OPENAI_ORG_ID": "org-private", "OPENAI_PROJECT_ID": "proj-private", "OPENAI_API_KEY": "sk-private"}
+    env = {**secrets, "OPENAI_CUSTOM_HEADERS": "x-token: token-private"}
+    toml = f'[upstreams.stranger]\nbase_url = "http://127.0.0.1:{port}/v1"'
+    async with scripted(whole(reply(GOOD)), port) as upstream:
+        with serving("serve", toml=toml, env=env) as server:
+            for path in ("chat/completions", "chat/completions", "moderations"):
+                await post(server, {**ASK, "input": "x"}, path)
+    assert len(upstream.requests) == 3
+    assert "private" not in str([request.headers for request in upstream.requests])
+
+
+async def test_upstreams_on_this_machine_are_reached_past_a_proxy() -> None:
+    with serving("serve", env={"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}) as server:
+        assert (await post(server, ASK)).status_code == 200
+
+
+async def test_odd_upstream_headers_do_no_harm_and_hold_no_slot(fragile: Server) -> None:
+    odd = "HTTP/1.1 200 OK\r\ncontent-type: {}\r\nopenai-organization: 日本\r\nx-long: {}\r\n\r\n{}"
+    stream = odd.format("text/event-stream", "x" * 9000, 'data: {"choices":[]}\n\ndata: [DONE]\n\n').encode()
+    async with scripted(whole(stream), FRAGILE_PORT):
+        answer = await post(fragile, {**ASK, "stream": True})
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert fragile.status()["in_flight"] == 0
+    async with scripted(whole(b"HTTP/1.1 799 Odd\r\ncontent-length: 2\r\n\r\n{}"), FRAGILE_PORT):
+        strange = await post(fragile, ASK)
+    assert (strange.status_code, strange.json()["error"]["code"]) == (502, "upstream_malformed")
+
+
 async def test_limit_headers_come_back_and_others_do_not(fragile: Server) -> None:
     passed = {"x-ratelimit-remaining-requests": "9", "openai-processing-ms": "12", "openai-version": "2020-10-01"}
     answered = reply(GOOD, headers={**passed, "server": "secret-server", "x-internal": "1"})

@@ -77,7 +77,7 @@ def test_a_line_that_is_too_long_is_not_kept_in_memory() -> None:
     reader = LineReader(10)
     marks = [line for _ in range(100) for line in reader.feed(b"x" * 1000)]
     assert marks == [None]
-    assert reader._rest == b""
+    assert reader._held == []
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])

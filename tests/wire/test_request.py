@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.errors import InvalidRequestError
 from app.wire.endpoints import BY_PATH, CHAT, ENDPOINTS, RESPONSES, Endpoint
-from app.wire.request import Peek, peek, with_model
+from app.wire.request import Peek, peek, unambiguous, with_model
 
 MODERATION = BY_PATH["/moderations"]
 TRANSCRIPTION = BY_PATH["/audio/transcriptions"]
@@ -183,7 +183,29 @@ def test_a_file_that_is_called_model_names_no_model() -> None:
     assert peek(EDIT, body, FORM).model is None
 
 
-_VALUES = st.lists(st.sampled_from(["\r\n", "--", "--cu", "\r", "\n", "a", "é", '"', "cut"]), min_size=1, max_size=8)
+_VALUES = st.lists(st.sampled_from(["--", "--cu", "a", "é", '"', "cut", " "]), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize("model", ["a\rb", "a\nb", "west/\r\n--Cut"])
+def test_a_forms_model_cannot_hold_what_could_become_a_boundary(model: str) -> None:
+    assert refused(TRANSCRIPTION, form(('name="model"', model.encode())), FORM).param == "model"
+
+
+def test_a_form_that_names_two_models_is_refused() -> None:
+    body = form(('name="model"', b"one"), ('name="model"', b"two"))
+    assert refused(TRANSCRIPTION, body, FORM).param == "model"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"model":"a","model":"b"}', b'{"mod\\u0065l":"a","model":"b"}', b'{"model":"a","mod\\u0065l":"b","n":1.0}'],
+)
+def test_a_body_that_names_two_models_is_left_with_the_one_that_was_read(body: bytes) -> None:
+    clean = unambiguous(body)
+    assert clean.count(b"model") == 1
+    assert peek(CHAT, clean) == peek(CHAT, body)
+    assert unambiguous(clean) == clean
+    assert with_model(CHAT, body, "", "b", "c").count(b"model") == 1
 
 
 @given(st.binary(max_size=40), _VALUES.map("".join), _TEXT)
