@@ -1,6 +1,9 @@
 """Servers that tests share: one simulator, and one gateway in front of it."""
 
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -8,6 +11,8 @@ from hypothesis import settings
 from openai import AsyncOpenAI, OpenAI
 
 from tests.support import Server, free_port, serving
+
+NODE_FOLDER = Path(__file__).parent / "node"
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -68,3 +73,16 @@ def fragile() -> Iterator[Server]:
     """A gateway with short clocks whose upstream is whatever a test serves on `FRAGILE_PORT`."""
     with serving("serve", toml=_FRAGILE) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """The path of `node`; the SDK is installed beside the tests."""
+    found, npm = shutil.which("node"), shutil.which("npm")
+    if found is None or npm is None:
+        pytest.skip("node or npm is not on the PATH")
+    if not (NODE_FOLDER / "node_modules" / "openai").is_dir():
+        command = [npm, "install", "--no-audit", "--no-fund", "--silent"]
+        made = subprocess.run(command, cwd=NODE_FOLDER, capture_output=True, text=True, timeout=300, check=False)
+        assert made.returncode == 0, f"npm install failed:\n{made.stdout}{made.stderr}"
+    return found

@@ -2,29 +2,11 @@
 
 import asyncio
 import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import httpx
-import pytest
 
+from tests.conftest import NODE_FOLDER
 from tests.support import Server, eventually
-
-FOLDER = Path(__file__).parents[1] / "node"
-
-
-@pytest.fixture(scope="session")
-def node() -> str:
-    """The path of `node`; the SDK is installed beside the tests."""
-    found, npm = shutil.which("node"), shutil.which("npm")
-    if found is None or npm is None:
-        pytest.skip("node or npm is not on the PATH")
-    if not (FOLDER / "node_modules" / "openai").is_dir():
-        command = [npm, "install", "--no-audit", "--no-fund", "--silent"]
-        made = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=300, check=False)
-        assert made.returncode == 0, f"npm install failed:\n{made.stdout}{made.stderr}"
-    return found
 
 
 async def test_the_node_sdk_works_on_every_endpoint(node: str, gateway: Server, http: httpx.AsyncClient) -> None:
@@ -36,7 +18,7 @@ async def test_the_node_sdk_works_on_every_endpoint(node: str, gateway: Server, 
         node,
         "--test",
         "--test-reporter=tap",
-        cwd=FOLDER,
+        cwd=NODE_FOLDER,
         env={**os.environ, "BASE_URL": gateway.base_url},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
