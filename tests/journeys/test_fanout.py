@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.conftest import FRAGILE_PORT
-from tests.support import Server, events_of, eventually, reply, scripted, serving, streamed, whole
+from tests.support import LAST_CHUNK, Server, chunk, events_of, eventually, reply, scripted, serving, streamed, whole
 
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
@@ -30,6 +29,16 @@ async def fan_out(http: httpx.AsyncClient, accept: str = "application/json", **r
 async def fan_out_lines(http: httpx.AsyncClient, *items: bytes, accept: str = NDJSON, **query: str) -> httpx.Response:
     headers = {"content-type": NDJSON, "accept": accept}
     return await http.post("/v1/fanout", content=b"\n".join(items), params=query, headers=headers)
+
+
+async def open_lines(
+    gateway: Server, query: str = "", more: str = "", limit: int = 2**16
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Begins an NDJSON fan-out whose lines are yet to be written, as `chunk`s."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.root.rsplit(":", 1)[1]), limit=limit)
+    head = f"POST /v1/fanout{query} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n{more}"
+    writer.write(f"{head}content-type: {NDJSON}\r\naccept: {NDJSON}\r\n\r\n".encode())
+    return reader, writer
 
 
 async def test_results_come_in_order_with_counts_usage_and_times(http: httpx.AsyncClient) -> None:
@@ -204,25 +213,11 @@ async def test_ndjson_takes_its_options_from_the_query(http: httpx.AsyncClient) 
 
 
 async def test_results_flow_while_lines_still_come_in(gateway: Server) -> None:
-    more = asyncio.Event()
-
-    async def two_lines() -> AsyncIterator[bytes]:
-        yield json.dumps(item("one", model="sim")).encode() + b"\n"
-        await more.wait()
-        yield json.dumps(item("two", model="sim")).encode()
-
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.root.rsplit(":", 1)[1]))
-    writer.write(
-        b"POST /v1/fanout HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
-        b"content-type: application/x-ndjson\r\naccept: application/x-ndjson\r\n\r\n"
-    )
-    sending = two_lines()
-    first = await anext(sending)
-    writer.write(b"%x\r\n%s\r\n" % (len(first), first))
+    line = json.dumps(item("x", model="sim")).encode()
+    reader, writer = await open_lines(gateway)
+    writer.write(chunk(line + b"\n"))
     assert b'"index":0' in await asyncio.wait_for(reader.readuntil(b'"attempts":1}}'), 10)
-    more.set()
-    second = await anext(sending)
-    writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(second), second))
+    writer.write(chunk(line) + LAST_CHUNK)
     rest = await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 10)
     assert b'"index":1' in rest
     assert b"fanout.summary" in rest
@@ -234,15 +229,11 @@ async def test_a_reader_that_stops_stops_the_reading_of_lines(gateway: Server, s
     simulator.ledger(reset=True)
     logged = gateway.log().count('"path":"/v1/fanout"')
     line = json.dumps(item("x" * 2000, model="sim-tokens=3000")).encode() + b"\n"
-    _, writer = await asyncio.open_connection("127.0.0.1", int(gateway.root.rsplit(":", 1)[1]), limit=1024)
-    writer.write(
-        b"POST /v1/fanout HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
-        b"content-type: application/x-ndjson\r\naccept: application/x-ndjson\r\n\r\n"
-    )
+    _, writer = await open_lines(gateway, limit=1024)
 
     async def push() -> None:
         while True:
-            writer.write(b"%x\r\n%s\r\n" % (len(line), line))
+            writer.write(chunk(line))
             await writer.drain()
 
     pushing = asyncio.create_task(push())
@@ -325,13 +316,9 @@ async def test_odd_chunks_do_not_lose_an_item(fragile: Server) -> None:
 
 async def test_the_timeout_ends_an_input_that_stalls(gateway: Server) -> None:
     line = json.dumps(item("x", model="sim")).encode() + b"\n"
-    headers = {"content-type": NDJSON, "accept": NDJSON}
-    port = int(gateway.root.rsplit(":", 1)[1])
     for query, more in (("?timeout=0.3", ""), ("", "x-sluicegate-timeout: 0.3\r\n")):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        told = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"POST /v1/fanout{query} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n{told}{more}\r\n"
-        writer.write(head.encode() + b"%x\r\n%s\r\n" % (len(line), line))
+        reader, writer = await open_lines(gateway, query, more)
+        writer.write(chunk(line))
         text = await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 10)
         assert b'"completed":1' in text
         assert b'"truncated":true' in text
@@ -341,13 +328,8 @@ async def test_the_timeout_ends_an_input_that_stalls(gateway: Server) -> None:
 async def test_hanging_up_in_the_middle_of_the_lines_starts_no_more_calls(gateway: Server, simulator: Server) -> None:
     simulator.ledger(reset=True)
     line = json.dumps(item("x", model="sim-latency=0.3")).encode() + b"\n"
-    _, writer = await asyncio.open_connection("127.0.0.1", int(gateway.root.rsplit(":", 1)[1]))
-    writer.write(
-        b"POST /v1/fanout?concurrency=8 HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
-        b"content-type: application/x-ndjson\r\naccept: application/x-ndjson\r\n\r\n"
-    )
-    body = line * 3000
-    writer.write(b"%x\r\n%s\r\n" % (len(body), body))
+    _, writer = await open_lines(gateway, "?concurrency=8")
+    writer.write(chunk(line * 3000))
     await eventually(lambda: simulator.ledger()["in_flight"] == 8)
     writer.transport.abort()
     await eventually(lambda: simulator.ledger()["in_flight"] == 0)

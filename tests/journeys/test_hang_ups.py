@@ -100,6 +100,21 @@ async def test_hanging_up_while_queued_leaves_the_queue_and_never_reaches_the_up
     assert "queued" not in simulator.ledger()["models"]
 
 
+async def test_one_deadline_covers_the_queue_and_the_middle_of_a_stream(narrow: Server, simulator: Server) -> None:
+    url, soon = f"{narrow.base_url}/chat/completions", {"x-sluicegate-timeout": "0.5"}
+    async with httpx.AsyncClient(timeout=30) as http:
+        cut = await http.post(url, json=chat("sim-tokens=9999-gap=0.05", stream=True), headers=soon)
+        assert cut.status_code == 200
+        assert events_of(cut.text)[-1]["error"]["code"] == "deadline_exceeded"
+        async with calls(narrow, *[chat("sim-latency=30")] * SLOTS):
+            await eventually(lambda: narrow.status()["in_flight"] == SLOTS)
+            for stream in (False, True):
+                queued = await http.post(url, json=chat("queued", stream=stream), headers=soon)
+                assert (queued.status_code, queued.json()["error"]["code"]) == (504, "deadline_exceeded")
+                assert float(queued.headers.get("x-sluicegate-queue-ms", "500")) >= 400
+    await eventually(lambda: narrow.status()["in_flight"] == 0)
+
+
 async def test_a_full_queue_refuses_with_the_wait_and_a_fan_out_is_not_refused(narrow: Server) -> None:
     async with calls(narrow, *[chat("sim-latency=2")] * (SLOTS + 2)), httpx.AsyncClient(timeout=30) as http:
         await eventually(lambda: narrow.status()["queued"] == 2)
