@@ -12,9 +12,8 @@ from starlette.types import ASGIApp
 from app.config import PREFIX, ConfigError, Settings
 from app.settings import GatewaySettings
 
-_KEEP_ALIVE_SECONDS = (
-    75  # longer than a load balancer's idle timeout (60), so that it is never the server that hangs up
-)
+# longer than a load balancer's idle timeout (60), so that it is never the server that hangs up
+_KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 4096  # connections that may wait to be accepted
 _END_SECONDS = 2  # after the drain, for what is left
 

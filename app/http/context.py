@@ -36,7 +36,7 @@ class CallRecord:
     """What the access log says of one request; filled in on the way.
 
     Attributes:
-        send: The server's own, for the pieces of a live reply: they pass no middleware.
+        send: What `Edge` was given, for the pieces of a live reply: nothing inside it has anything to do with them.
         status: Overrides the status that was sent (499: the client hung up).
         model: The model's public name, as asked for.
     """

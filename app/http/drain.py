@@ -56,8 +56,8 @@ class Drain:
                 self._idle.set()
 
     @contextlib.contextmanager
-    def ends(self, watch: "asyncio.Task[Any]") -> Iterator[None]:
-        """Cancels `watch` when patience is at its end."""
+    def cancels(self, watch: "asyncio.Task[Any]") -> Iterator[None]:
+        """Cancels `watch`, should patience come to its end inside the block."""
         self._watches.add(watch)
         try:
             yield

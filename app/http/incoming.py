@@ -26,7 +26,7 @@ async def read_body(request: Request, gateway: Gateway) -> bytes:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in a task
     try:
-        with gateway.drain.ends(task):
+        with gateway.drain.cancels(task):
             return await _whole_body(request, gateway.settings.max_body_bytes, gateway.settings.body_timeout)
     except asyncio.CancelledError:
         if gateway.drain.over.is_set() and task.uncancel() == 0:
@@ -95,7 +95,7 @@ class HangUpWatch:
             DrainingError: The server's end came first; likewise.
         """
         try:
-            with self._drain.ends(self._gone):
+            with self._drain.cancels(self._gone):
                 await asyncio.wait({task, self._gone}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             await _end(task)

@@ -114,7 +114,7 @@ class LiveResponse(EventSourceResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, piece: bytes) -> None:
-        """Sends a piece straight to the server: no middleware has anything to do with it."""
+        """Sends a piece past everything that only looks at a reply's beginning and end."""
         self._last_sent = self._sending_since = time.monotonic()
         self._record.bytes_out += len(piece)
         await self._record.send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -1,7 +1,6 @@
-"""The outermost layer: a request id, one access-log line, and an answer even to a bug. Pure ASGI."""
+"""The outermost layer but for CORS: a request id, one access-log line, and an answer even to a bug. Pure ASGI."""
 
 import logging
-import os
 import re
 import time
 from typing import Any
@@ -13,6 +12,7 @@ from app.errors import DrainingError, GatewayError, InternalError
 from app.http.context import CallRecord, Gateway
 from app.http.live import ReplyCutError
 from app.telemetry import access_log
+from app.wire.results import new_id
 
 log = logging.getLogger("sluicegate")
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -81,7 +81,7 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and _SANE_ID.fullmatch(value):
             sane: bytes = value
             return sane.decode()
-    return "req_" + os.urandom(12).hex()
+    return new_id("req_")
 
 
 async def _answer(error: GatewayError, send: Send) -> None:

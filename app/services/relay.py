@@ -1,6 +1,7 @@
 """One streamed call: from the first-chunk gate to `[DONE]` or to the one error event that stands in its place."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 
@@ -9,6 +10,7 @@ import msgspec
 from app.errors import GatewayError, InternalError, UpstreamError, UpstreamMalformedError, envelope
 from app.upstream.call import CallStack
 from app.upstream.types import Call, Reply
+from app.wire.jsonl import one_line
 from app.wire.sse import PING, event
 
 log = logging.getLogger("sluicegate")
@@ -44,7 +46,7 @@ class StreamRelay:
             reply = await self.task
             if reply.events is None:
                 self._on_error(UpstreamError(f"the upstream answered {reply.status} after the headers had gone out"))
-                yield event(_one_line(reply.body))
+                yield event(_error_data(reply.body))
                 return
             async for events in reply.events:
                 yield events
@@ -64,13 +66,10 @@ class StreamRelay:
             await self.task.result().aclose(failure)
 
 
-def _one_line(body: bytes) -> bytes:
+def _error_data(body: bytes) -> bytes:
     """An error reply as one event's data, for clients to which a 200 has already gone out."""
-    try:
-        parsed = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        if "error" in parsed:
-            return msgspec.json.encode(msgspec.json.decode(body))
-    except msgspec.MsgspecError:
-        pass
+    with contextlib.suppress(msgspec.MsgspecError):
+        if "error" in msgspec.json.decode(body, type=dict[str, msgspec.Raw]):
+            return one_line(body)
     kind = UpstreamMalformedError
     return envelope("the upstream answered with something other than a stream", kind.type, None, kind.code)

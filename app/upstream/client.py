@@ -1,6 +1,5 @@
 """The only user of the SDK: one shared `AsyncOpenAI` (or `AsyncAzureOpenAI`) per upstream, bytes in, raw reply out."""
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from urllib.parse import quote, urlsplit
 
@@ -59,7 +58,7 @@ class UpstreamClient:
         self._sdk = _sdk(settings, address, self._transport)
         # as the settings say, not as the SDK finds them in the environment, whatever upstream it is for
         self._sdk.organization, self._sdk.project = settings.organization, settings.project
-        self._prepared: OrderedDict[str, Prepared] = OrderedDict()
+        self._prepared: dict[str, Prepared] = {}
 
     async def send(
         self,
@@ -80,6 +79,7 @@ class UpstreamClient:
         Raises:
             UpstreamUnreachableError: No connection: the upstream has not seen the request.
             UpstreamCutError: The connection was lost before a reply.
+            UpstreamMalformedError: The reply is not HTTP.
         """
         deployment = ""
         if self._deployments and model and path in _AZURE_DEPLOYMENT_PATHS:
@@ -95,7 +95,7 @@ class UpstreamClient:
         if is_plain:
             self._prepared[path] = Prepared(response.request)
             if len(self._prepared) > _MOST_KINDS:
-                self._prepared.popitem(last=False)
+                del self._prepared[next(iter(self._prepared))]  # the oldest
         reply: RawReply = response.extensions["reply"]
         return reply
 

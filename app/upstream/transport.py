@@ -33,7 +33,7 @@ _SENT = ("authorization", "api-key", "accept", "content-type", "host", "openai-"
 
 
 class RawReply:
-    """One upstream reply whose body has not been read. Whoever holds it must `aclose()` it."""
+    """One upstream reply whose body has not been read. Whoever holds it must `close()` it."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.status = response.status
