@@ -39,6 +39,14 @@ class Server:
         found: dict[str, Any] = httpx.get(f"{self.root}/ledger{'?reset=1' if reset else ''}").json()
         return found
 
+    def fault(self, **fields: object) -> dict[str, Any]:
+        """Makes a simulator ill from now on: `status=503`, `hole=True`, `share=0.5`, `latency=2`. Returns: The fault."""
+        found: dict[str, Any] = httpx.post(f"{self.root}/faults", json=fields).raise_for_status().json()
+        return found
+
+    def heal(self) -> None:
+        httpx.delete(f"{self.root}/faults").raise_for_status()
+
     def status(self) -> dict[str, Any]:
         """The figures of the only upstream."""
         upstreams = httpx.get(f"{self.root}/status").json()["upstreams"]
@@ -67,12 +75,15 @@ def serving(
     toml: str | None = None,
     ready: str = "/v1/models",
     group: bool = False,
+    port: int | None = None,
 ) -> Iterator[Server]:
-    """Runs `sluicegate COMMAND…` on a free port, in an empty folder; waits until it answers.
+    """Runs `sluicegate COMMAND…`, in an empty folder; waits until it answers.
 
-    Args: group: As the leader of a process group of its own.
+    Args:
+        group: As the leader of a process group of its own.
+        port: None: a free one.
     """
-    port = free_port()
+    port = port or free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if toml is not None:

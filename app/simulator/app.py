@@ -1,67 +1,41 @@
 """The built-in upstream: an OpenAI-shaped ASGI app, for demos, tests and benches.
 
-It is deterministic by seed, misbehaves on demand (`knobs.py`) and keeps a ledger of what it saw (`GET /ledger`).
+It is deterministic by seed, misbehaves on demand (`knobs.py`, and `faults.py` at run time), has an upstream's limits
+(`limits.py`, `service.py`) and keeps a ledger of what it saw (`GET /ledger`).
 """
 
 import random
-import time
-from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from app.errors import InvalidRequestError, envelope
+from app.errors import GatewayError, InvalidRequestError
 from app.settings import SimulatorSettings
-from app.simulator import replies, responses
+from app.simulator import replies
+from app.simulator.answers import Answers, Call
 from app.simulator.exchange import Exchange, HungUpError
+from app.simulator.faults import Faults
 from app.simulator.knobs import Behaviour, behaviour
 from app.simulator.ledger import Ledger
+from app.simulator.limits import Limits
+from app.simulator.refusal import RefusedError, asked_for
 from app.simulator.replies import Body
-from app.simulator.requests import POSTS, parse
-from app.wire.sse import DONE, event
-
-_NO_DONE = frozenset({"/responses", "/images/generations", "/images/edits", "/audio/transcriptions", "/audio/speech"})
-_TEXT = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
-_HTML = b"<!doctype html><title>Not what you asked for</title>"
-
-
-def _transcript(_call_id: str, _request: Body, answer: list[str]) -> Body:
-    return {"text": "".join(answer)}
-
-
-def _transcript_events(_call_id: str, _request: Body, answer: list[str]) -> Iterator[Body]:
-    return replies.transcript_events(answer)
-
-
-_BODIES: dict[str, Callable[[str, Body, list[str]], Body]] = {
-    "/chat/completions": replies.chat,
-    "/completions": replies.completion,
-    "/embeddings": lambda _id, request, _answer: replies.embeddings(request),
-    "/responses": responses.response,
-    "/moderations": lambda call_id, request, _answer: replies.moderation(call_id, request),
-    "/images/generations": lambda _id, request, _answer: replies.images(request),
-    "/images/edits": lambda _id, request, _answer: replies.images(request),
-    "/images/variations": lambda _id, request, _answer: replies.images(request),
-}
-_EVENTS: dict[str, Callable[[str, Body, list[str]], Iterator[Body]]] = {
-    "/chat/completions": replies.chat_chunks,
-    "/completions": replies.completion_chunks,
-    "/images/generations": lambda _id, request, _answer: replies.image_events("image_generation", request),
-    "/images/edits": lambda _id, request, _answer: replies.image_events("image_edit", request),
-    "/audio/speech": lambda _id, _request, _answer: replies.speech_events(),
-}
+from app.simulator.requests import parse
+from app.simulator.service import Service
 
 
 class Simulator:
     """Args: settings: How replies behave where the model's name does not say."""
 
     def __init__(self, settings: SimulatorSettings) -> None:
-        self.ledger = Ledger()
+        self._service = Service()
+        self.ledger = Ledger(self._service)
         self._settings = settings
-        self._store = responses.ResponseStore()
+        self._answers = Answers(settings, self.ledger)
         self._luck = random.Random(settings.seed)  # noqa: S311 - chance, not secrets
-        self._minutes: dict[str, list[float]] = {}
+        self._limits = Limits()
+        self._faults = Faults(settings.seed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,6 +45,8 @@ class Simulator:
         try:
             if path == "/ledger":
                 await self._show_ledger(exchange, scope)
+            elif path == "/faults":
+                await self._control_faults(exchange, scope["method"])
             elif path == "/models":
                 await exchange.whole(200, msgspec.json.encode(replies.model_list()), "application/json", {})
             else:
@@ -86,6 +62,13 @@ class Simulator:
             self.ledger.reset()
         await exchange.whole(200, seen, "application/json", {})
 
+    async def _control_faults(self, exchange: Exchange, method: str) -> None:
+        try:
+            shown = self._faults.control(method, await exchange.body())
+            await exchange.whole(200, shown, "application/json", {})
+        except GatewayError as error:
+            await exchange.whole(error.status, error.envelope(), "application/json", {})
+
     async def _counted(self, exchange: Exchange, method: str, path: str, scope: Scope) -> None:
         body = await exchange.body()
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -95,6 +78,10 @@ class Simulator:
             self.ledger.begin(str(request.get("model") or ""), body)
             query = parse_qs(scope["query_string"].decode())
             await self._answer(exchange, method, path, request, body, stream=query.get("stream") == ["true"])
+            aborted = False
+        except RefusedError as no:
+            self.ledger.statuses[no.status] += 1
+            await exchange.whole(no.status, no.body, "application/json", no.headers)
             aborted = False
         except InvalidRequestError as error:
             self.ledger.begin("", body)
@@ -106,141 +93,42 @@ class Simulator:
     async def _answer(
         self, exchange: Exchange, method: str, path: str, request: Body, body: bytes, *, stream: bool
     ) -> None:
+        """The way of a call: the fault of the hour, what is refused at once, the model's slots, the reply."""
         model = str(request.get("model") or "gpt-4o-mini")
         request.setdefault("model", model)
         max_tokens = request.get("max_completion_tokens") or request.get("max_tokens")
         how = behaviour(self._settings, model, max_tokens if isinstance(max_tokens, int) else None)
-        await exchange.pause(how.latency)
-        limits, error = self._refusal(model, how)
-        call_id = replies.token_id(self._settings.seed, body)
-        answer = replies.words(self._settings.seed, body, how.tokens)
-        if error is not None:
-            status, text = error
-            self.ledger.statuses[status] += 1
-            await exchange.whole(status, text, "application/json", limits)
-        elif how.html:
-            await exchange.whole(200, _HTML, "text/html", {})
-        elif path.startswith("/responses/"):
-            await self._stored(exchange, method, path, stream=stream)
-        elif path not in POSTS or method != "POST":
-            text = envelope(f"Unknown request URL: {method} {path}", "invalid_request_error", None, "unknown_url")
-            await exchange.whole(404, text, "application/json", {})
-        elif path == "/audio/speech" and request.get("stream_format") != "sse":
-            await self._speak(exchange, how)
-        elif request.get("stream") in {True, "true"} or request.get("stream_format") == "sse":
-            await self._stream(exchange, path, self._events(path, call_id, request, answer), how, limits)
-        else:
-            await self._reply(exchange, path, self._body(path, call_id, request, answer), how, limits, request)
+        fault = self._faults.strike()
+        if fault.hole:
+            await exchange.pause(None)
+        if fault.status is not None:
+            await exchange.pause(fault.latency)
+            raise asked_for(fault.status)
+        if how.busy is not None and self._service.in_flight(model) >= how.busy:
+            raise asked_for(429, headers=_after(how))
+        limits = self._charged(model, how, path, request)
+        turn = self._service.enter(model, how.slots)
+        try:
+            await exchange.until(turn.served)
+            await exchange.pause(how.latency + fault.latency)
+            self._fail(how, limits)
+            await self._answers.give(exchange, Call(method, path, request, body, stream, how, limits))
+        finally:
+            turn.leave()
 
-    def _refusal(self, model: str, how: Behaviour) -> tuple[dict[str, str], tuple[int, bytes] | None]:
-        """Returns: Limit headers, and the error (status, body) if the call is refused."""
-        headers: dict[str, str] = {}
-        if how.rpm is not None:
-            left, reset = self._take(model, how.rpm)
-            headers |= {
-                "x-ratelimit-limit-requests": str(how.rpm),
-                "x-ratelimit-remaining-requests": str(max(0, left)),
-                "x-ratelimit-reset-requests": f"{reset:.3f}s",
-            }
-            if left < 0:
-                headers["retry-after"] = str(max(1, round(reset)))
-                return headers, (429, _error(429, "rate_limit_exceeded"))
+    def _charged(self, model: str, how: Behaviour, path: str, request: Body) -> dict[str, str]:
+        found = {"requests": how.rpm, "tokens": how.tpm}
+        per_minute = {name: limit for name, limit in found.items() if limit is not None}
+        tokens = 0 if how.tpm is None else replies.cost(path, request, how.tokens)
+        return self._limits.charge(model, per_minute, {"requests": 1, "tokens": tokens})
+
+    def _fail(self, how: Behaviour, limits: dict[str, str]) -> None:
         if how.status is not None or how.quota:
-            status = how.status or 429
-            if how.after is not None:
-                headers["retry-after"] = f"{how.after:g}"
-            return headers, (status, _error(status, "insufficient_quota" if how.quota else None))
+            code = "insufficient_quota" if how.quota else None
+            raise asked_for(how.status or 429, code, {**limits, **_after(how)})
         if how.fail and self._luck.random() < how.fail:
-            return headers, (500, _error(500, None))
-        return headers, None
-
-    def _take(self, model: str, rpm: int) -> tuple[int, float]:
-        now = time.monotonic()
-        recent = self._minutes.setdefault(model, []) if len(self._minutes) < 1000 else []
-        recent[:] = [at for at in recent if now - at < 60]
-        left = rpm - len(recent) - 1
-        if left >= 0:
-            recent.append(now)
-        return left, 60 - (now - recent[0]) if recent else 0.0
-
-    def _body(self, path: str, call_id: str, request: Body, answer: list[str]) -> Body:
-        body = _BODIES.get(path, _transcript)(call_id, request, answer)
-        if path == "/responses":
-            self._store.keep(body, request.get("input"))
-        return body
-
-    def _events(self, path: str, call_id: str, request: Body, answer: list[str]) -> Iterator[Body]:
-        if path == "/responses":
-            return responses.events(self._body(path, call_id, request, answer), answer)
-        return _EVENTS.get(path, _transcript_events)(call_id, request, answer)
-
-    async def _stream(
-        self, exchange: Exchange, path: str, events: Iterator[Body], how: Behaviour, limits: dict[str, str]
-    ) -> None:
-        self.ledger.streams += 1
-        await exchange.start(200, "text/event-stream; charset=utf-8", limits)
-        await exchange.pause(how.first)
-        for place, one in enumerate(events):
-            if how.cut == place:
-                return  # the server closes a connection whose reply is unfinished
-            if how.stall == place:
-                await exchange.pause(None)
-            if how.garbage == place:
-                await exchange.write(b'data: {"id": "chatcmpl-broken", "choi\n\n')
-            kind = one.get("type") if path in _NO_DONE else None
-            numbered = {**one, "sequence_number": place} if path == "/responses" else one
-            await exchange.write(event(msgspec.json.encode(numbered), kind))
-            await exchange.pause(how.gap)
-        if path not in _NO_DONE:
-            await exchange.write(DONE)
-        await exchange.write(b"", more=False)
-
-    async def _reply(
-        self,
-        exchange: Exchange,
-        path: str,
-        reply: Body,
-        how: Behaviour,
-        limits: dict[str, str],
-        request: Body,
-    ) -> None:
-        plain = _TEXT.get(str(request.get("response_format"))) if path.startswith("/audio") else None
-        body = reply["text"].encode() if plain else msgspec.json.encode(reply)
-        if how.garbage is not None:
-            body = b"\x00\xff this is not JSON"
-        if how.cut is not None:
-            await exchange.start(200, "application/json", {"content-length": str(len(body))})
-            await exchange.write(body[: len(body) // 2])
-            return
-        await exchange.whole(200, body, plain or "application/json", limits)
-
-    async def _speak(self, exchange: Exchange, how: Behaviour) -> None:
-        sound = replies.speech()
-        await exchange.start(200, "audio/wav")
-        for start in range(0, len(sound), 1000):
-            if how.cut is not None and start >= how.cut * 1000:
-                return
-            await exchange.write(sound[start : start + 1000])
-            await exchange.pause(0)
-        await exchange.write(b"", more=False)
-
-    async def _stored(self, exchange: Exchange, method: str, path: str, *, stream: bool) -> None:
-        found = self._store.answer(method, path)
-        if found is None:
-            text = envelope(f"Response with id '{path.split('/')[2]}' not found.", "invalid_request_error")
-            await exchange.whole(404, text, "application/json", {})
-        elif stream and method == "GET":
-            text = found["output"][0]["content"][0]["text"]
-            how = behaviour(self._settings, "")
-            await self._stream(exchange, "/responses", responses.events(found, [text]), how, {})
-        else:
-            await exchange.whole(200, msgspec.json.encode(found), "application/json", {})
+            raise asked_for(500, None, limits)
 
 
-def _error(status: int, code: str | None) -> bytes:
-    kinds = {
-        404: ("invalid_request_error", "model_not_found"),
-        429: ("rate_limit_error", "rate_limit_exceeded"),
-    }
-    kind, usual = kinds.get(status, ("server_error" if status >= 500 else "invalid_request_error", None))
-    return envelope(f"The simulator was asked for a {status}.", code or kind, None, code or usual)
+def _after(how: Behaviour) -> dict[str, str]:
+    return {} if how.after is None else {"retry-after": f"{how.after:g}"}

@@ -52,6 +52,13 @@ class Exchange:
         if self._gone.is_set():
             raise HungUpError
 
+    async def until(self, event: asyncio.Future[None]) -> None:
+        """Waits for something inside the simulator. Raises: HungUpError: the client went before it, or with it."""
+        if self._watch is not None and not event.done():
+            await asyncio.wait({self._watch, event}, return_when=asyncio.FIRST_COMPLETED)
+        if self._gone.is_set():
+            raise HungUpError
+
     async def start(self, status: int, content_type: str, headers: dict[str, str] | None = None) -> None:
         sent = {"content-type": content_type, **(headers or {})}
         raw = [(name.encode(), value.encode()) for name, value in sent.items()]

@@ -15,14 +15,17 @@ KNOBS: Mapping[str, str] = {
     "gap": "seconds between two tokens",
     "first": "seconds before the first token, the headers being out already",
     "status": "answers with this error status",
-    "after": "its Retry-After, seconds",
+    "after": "the Retry-After of `status` or `busy`, seconds",
     "quota": "1: its code is insufficient_quota",
     "fail": "share of calls that answer 500, 0 to 1",
     "cut": "breaks the connection after so many tokens",
     "stall": "falls silent after so many tokens",
     "garbage": "sends a malformed chunk after so many tokens",
     "html": "1: answers 200 with an HTML page",
-    "rpm": "requests a minute; above it 429",
+    "slots": "calls served at once; the others wait in order and are never refused",
+    "busy": "calls in flight; above it 429 at once, with `after` as its Retry-After",
+    "rpm": "requests a minute, a token bucket; above it 429",
+    "tpm": "tokens a minute, prompt and answer, a token bucket; above it 429",
 }
 _MOST_TOKENS = 1_000_000
 _KNOB = re.compile(r"-(" + "|".join([*KNOBS, "delay"]) + r")=(\d{1,9}(?:\.\d{1,9})?)")
@@ -38,6 +41,9 @@ class Behaviour:
     first: float
     fail: float
     rpm: int | None = None
+    tpm: int | None = None
+    slots: int | None = None
+    busy: int | None = None
     status: int | None = None
     after: float | None = None
     quota: bool = False

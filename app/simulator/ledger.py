@@ -4,14 +4,20 @@ import hashlib
 from collections import Counter, deque
 from typing import Any
 
+from app.simulator.service import Service
+
 _LAST = 10_000
 
 
 class Ledger:
-    """Counts since the start or the last `reset`; bodies are kept as hashes, the last 10,000."""
+    """Counts since the start or the last `reset`; bodies are kept as hashes, the last 10,000.
 
-    def __init__(self) -> None:
+    Args: service: Knows how many calls of a model were in service at once.
+    """
+
+    def __init__(self, service: Service) -> None:
         self.in_flight = 0
+        self._service = service
         self.reset()
 
     def reset(self) -> None:
@@ -20,6 +26,7 @@ class Ledger:
         self.statuses: Counter[int] = Counter()
         self.models: Counter[str] = Counter()
         self.bodies: deque[str] = deque(maxlen=_LAST)
+        self._service.reset()
 
     def begin(self, model: str, body: bytes) -> None:
         self.calls += 1
@@ -42,6 +49,7 @@ class Ledger:
             "aborted": self.aborted,
             "in_flight": self.in_flight,
             "peak": self.peak,
+            "peaks": dict(self._service.peaks),
             "streams": self.streams,
             "statuses": {str(status): count for status, count in self.statuses.items()},
             "models": dict(self.models),

@@ -20,6 +20,7 @@ MODELS = (
     "whisper-1",
 )
 CREATED = 1_731_000_000
+_IMAGE_TOKENS = 272
 _TEXT = (
     "water rises behind the gate until the keeper turns the wheel and lets a measured stream run down to the mill "
     "where it turns stones grinds grain and goes on its way quietly as if nothing had happened"
@@ -45,6 +46,16 @@ def token_id(seed: int, request: bytes) -> str:
 def tokens_of(value: object) -> int:
     """Returns: A rough count of tokens in whatever a request holds: four characters each."""
     return max(1, len(str(value)) // 4)
+
+
+def cost(path: str, request: Body, answered: int) -> int:
+    """Returns: The tokens that a call is charged: what its reply's usage will say, where it says anything."""
+    if path == "/embeddings":
+        return sum(map(tokens_of, _inputs(request)))
+    if path.startswith("/images"):
+        return _IMAGE_TOKENS + tokens_of(request.get("prompt"))
+    given = request.get({"/chat/completions": "messages", "/completions": "prompt"}.get(path, "input"))
+    return tokens_of(given) + (0 if path == "/moderations" else answered)
 
 
 def usage(prompt: int, completion: int) -> Body:
@@ -121,9 +132,7 @@ def completion_chunks(call_id: str, request: Body, answer: list[str]) -> Iterato
 
 def embeddings(request: Body) -> Body:
     """Unit vectors that depend on the input alone, so that equal texts are equal."""
-    given = request.get("input")
-    is_one = isinstance(given, str) or (isinstance(given, list) and bool(given) and isinstance(given[0], int))
-    inputs = [given] if is_one else list(given or [])
+    inputs = _inputs(request)
     size = request.get("dimensions") or (3072 if "large" in request["model"] else 1536)
     as_text = request.get("encoding_format") == "base64"
     data = [
@@ -133,6 +142,12 @@ def embeddings(request: Body) -> Body:
     prompt = sum(map(tokens_of, inputs))
     used = {"prompt_tokens": prompt, "total_tokens": prompt}
     return {"object": "list", "data": data, "model": request["model"], "usage": used}
+
+
+def _inputs(request: Body) -> list[Any]:
+    given = request.get("input")
+    is_one = isinstance(given, str) or (isinstance(given, list) and bool(given) and isinstance(given[0], int))
+    return [given] if is_one else list(given or [])
 
 
 def _vector(value: object, size: int, *, as_text: bool) -> list[float] | str:
@@ -160,8 +175,8 @@ def images(request: Body) -> Body:
     count = int(request.get("n") or 1)
     used = {
         "input_tokens": tokens_of(request.get("prompt")),
-        "output_tokens": 272,
-        "total_tokens": 272 + tokens_of(request.get("prompt")),
+        "output_tokens": _IMAGE_TOKENS,
+        "total_tokens": _IMAGE_TOKENS + tokens_of(request.get("prompt")),
         "input_tokens_details": {"text_tokens": tokens_of(request.get("prompt")), "image_tokens": 0},
     }
     return {"created": CREATED, "data": [{"b64_json": _PNG}] * count, "usage": used}

@@ -44,6 +44,9 @@ def test_a_name_without_knobs_behaves_as_the_settings_say(model: str) -> None:
         ("sim-garbage=3", {"garbage": 3}),
         ("sim-html=1", {"html": True}),
         ("sim-rpm=60", {"rpm": 60}),
+        ("sim-tpm=30000", {"tpm": 30_000}),
+        ("sim-slots=4", {"slots": 4}),
+        ("sim-busy=4-after=2", {"busy": 4, "after": 2.0}),
         ("west/any-name-latency=0.5-tokens=20-gap=0.05", {"latency": 0.5, "tokens": 20, "gap": 0.05}),
         ("sim-tokens=1-tokens=2", {"tokens": 2}),
         ("sim-tokens=5-nope=1-gap=1", {"tokens": 5, "gap": 1.0}),
@@ -65,7 +68,7 @@ def test_the_requests_own_bound_can_only_shorten_the_answer(max_tokens: int | No
     assert knobs("sim-tokens=7", max_tokens).tokens == tokens
 
 
-@given(st.integers(0, 10**6), st.sampled_from(["tokens", "cut", "stall", "garbage", "rpm"]))
+@given(st.integers(0, 10**6), st.sampled_from(["tokens", "cut", "stall", "garbage", "rpm", "tpm", "slots", "busy"]))
 def test_a_whole_number_stays_whole(number: int, name: str) -> None:
     value = getattr(knobs(f"sim-{name}={number}"), name)
     assert (value, type(value)) == (number, int)
