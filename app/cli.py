@@ -60,6 +60,7 @@ def _serve(host: str | None, port: int | None, workers: int | None, config: str 
     from app import serving
 
     settings = load(config, host=host, port=port, workers=workers)
+    serving.raise_open_files()
     with serving.listener(settings.host, settings.port) as bound:
         typer.echo(serving.banner(settings, bound.getsockname()[1]), err=True)
         if settings.workers == 1:
@@ -87,6 +88,7 @@ def simulate(
     given = {"latency": latency, "tokens": tokens, "gap": gap}
     chosen = load().simulator.model_copy(update={name: value for name, value in given.items() if value is not None})
     knobs = "\n".join(f"  -{name}=N  {meaning}" for name, meaning in KNOBS.items())
+    serving.raise_open_files()
     with serving.listener(host, port) as bound:
         where = f"http://{host}:{bound.getsockname()[1]}"
         typer.echo(f"Simulator: base_url {where}/v1, ledger at /ledger. In the model's name:\n{knobs}", err=True)

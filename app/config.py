@@ -17,12 +17,49 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from app.settings import GatewaySettings, upstreams_of_the_sdk, with_sdk_defaults
+from app.settings import OPENAI_URL, GatewaySettings
 
 log = logging.getLogger("sluicegate")
 PREFIX = "SLUICEGATE_"
 _SECRET_FIELDS = {"api_key", "key", "key_sha256", "database_url"}
 _LONGEST_SHOWN = 80
+
+
+def upstreams_of_the_sdk(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The upstreams that the official SDK's own variables describe, else the simulator.
+
+    Source: the constructors of `openai.AsyncOpenAI` and `openai.AsyncAzureOpenAI`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if environ.get("OPENAI_API_KEY") or environ.get("OPENAI_BASE_URL"):
+        found["openai"] = {"kind": "openai"}
+    if environ.get("AZURE_OPENAI_ENDPOINT") and environ.get("AZURE_OPENAI_API_KEY"):
+        found["azure"] = {"kind": "azure"}
+    return found or {"simulator": {"kind": "simulator"}}
+
+
+def with_sdk_defaults(upstream: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Fills what an upstream leaves out from the SDK's variables.
+
+    OpenAI's key is only ever filled in for the address it belongs to, so that naming another
+    `base_url` cannot send it to a stranger.
+    """
+    given = dict(upstream)
+    if given.get("kind", "openai") == "openai":
+        home = environ.get("OPENAI_BASE_URL") or OPENAI_URL
+        is_home = str(given.setdefault("base_url", home)).rstrip("/") == home.rstrip("/")
+        variables = {"api_key": "OPENAI_API_KEY", "organization": "OPENAI_ORG_ID", "project": "OPENAI_PROJECT_ID"}
+        for field, variable in variables.items() if is_home else ():
+            if environ.get(variable):
+                given.setdefault(field, environ[variable])
+    elif given["kind"] == "azure":
+        home = environ.get("AZURE_OPENAI_ENDPOINT", "")
+        if str(given.setdefault("base_url", home)).rstrip("/") == home.rstrip("/"):
+            if environ.get("AZURE_OPENAI_API_KEY"):
+                given.setdefault("api_key", environ["AZURE_OPENAI_API_KEY"])
+            if environ.get("OPENAI_API_VERSION"):
+                given.setdefault("api_version", environ["OPENAI_API_VERSION"])
+    return given
 
 
 class ConfigError(Exception):

@@ -83,12 +83,24 @@ class SlowRequestError(GatewayError):
     status, type, code = 408, "timeout_error", "request_timeout"
 
 
+class IdempotencyInProgressError(GatewayError):
+    """A call with the same Idempotency-Key still runs."""
+
+    status, type, code, should_retry = 409, "conflict_error", "idempotency_in_progress", True
+
+
 class BodyTooLargeError(GatewayError):
     status, type, code, should_retry = 413, "invalid_request_error", "body_too_large", False
 
 
 class QueueFullError(GatewayError):
     status, type, code, should_retry = 429, "rate_limit_error", "queue_full", True
+
+
+class RateLimitError(GatewayError):
+    """The upstream's limits leave no place for the call before its deadline."""
+
+    status, type, code, should_retry = 429, "rate_limit_error", "rate_limit_exceeded", True
 
 
 class ClientHungUpError(GatewayError):
@@ -113,6 +125,12 @@ class UpstreamMalformedError(UpstreamError):
 
 class UpstreamCutError(UpstreamError):
     code = "upstream_cut"
+
+
+class CircuitOpenError(GatewayError):
+    """Every target that could answer has failed of late and is left alone for a moment."""
+
+    status, type, code, should_retry = 503, "overloaded_error", "circuit_open", True
 
 
 class DrainingError(GatewayError):

@@ -14,10 +14,13 @@ from app import config
 from app.http import fanout_routes, handlers, openai_routes, openapi, ops_routes
 from app.http.context import Gateway
 from app.http.drain import Drain
+from app.http.idempotency import Idempotency
 from app.http.middleware import Edge
 from app.policies.retry import RetryPolicy
 from app.policies.routing import Router
+from app.services.cache import Cache
 from app.services.embeddings import Splitter
+from app.services.idempotency import MemoryStore
 from app.services.keys import Keyring
 from app.settings import GatewaySettings
 from app.simulator import server as simulator
@@ -34,6 +37,8 @@ _EXPOSED = [
     "x-sluicegate-upstream",
     "x-sluicegate-attempts",
     "x-sluicegate-queue-ms",
+    "x-sluicegate-cache",
+    "idempotent-replayed",
     "x-should-retry",
     "retry-after",
     "retry-after-ms",
@@ -64,6 +69,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     app.include_router(ops_routes.router())
     app.include_router(openai_routes.router(), include_in_schema=False)
     app.include_router(fanout_routes.router(), include_in_schema=False)
+    app.add_middleware(Idempotency)
     app.add_middleware(Edge)
     if chosen.cors_origins:  # outermost, so that even the answer to a bug can be read by a page
         app.add_middleware(
@@ -79,9 +85,6 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
 def _warn_of_what_is_to_come(settings: GatewaySettings) -> None:
     """Says which settings are read but do nothing yet, so that nobody relies on them."""
-    for name, upstream in settings.upstreams.items():
-        if upstream.requests_per_minute or upstream.tokens_per_minute:
-            log.warning("upstreams.%s: requests_per_minute and tokens_per_minute are not enforced yet", name)
     if settings.database_url is not None:
         log.warning("database_url is not used yet")
 
@@ -110,12 +113,15 @@ async def running_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         router, retry = Router.from_settings(settings), RetryPolicy(settings.max_attempts)
         stack = CallStack(await _upstreams(settings, cleanup), router, retry)
         cleanup.push_async_callback(stack.aclose)
+        cache = Cache(Splitter(stack, settings.max_embedding_inputs).call, settings.cache)
+        cleanup.push_async_callback(cache.aclose)
         catalog = Catalog(stack, settings.models_ttl)
         await _keep_fresh(catalog, cleanup)
         yield Gateway(
             settings=settings,
             stack=stack,
-            splitter=Splitter(stack, settings.max_embedding_inputs),
+            cache=cache,
+            idempotency=MemoryStore(settings.idempotency_max_bytes, settings.idempotency_ttl),
             catalog=catalog,
             keyring=Keyring(settings.keys),
             uptime=Uptime(),

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +39,13 @@ def listener(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def raise_open_files() -> None:
+    """A call is two sockets, and a shell's usual 1,024 open files would be the first limit that is met."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # where the system says no, it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def serve(app: ASGIApp, bound: socket.socket) -> None:

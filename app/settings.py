@@ -3,9 +3,8 @@
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -26,6 +25,8 @@ def _listed(value: object) -> object:
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+PerMinute = Annotated[int, Field(ge=1, le=10_000_000_000)]
+Strategy = Literal["fallback", "balance", "hedge"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -54,14 +55,28 @@ class UpstreamSettings(_Frozen):
     organization: str | None = Field(None, description="OpenAI-Organization sent along")
     project: str | None = Field(None, description="OpenAI-Project sent along")
     api_version: str | None = Field(None, description="azure only: deployment paths with this api-version")
-    max_in_flight: int = Field(256, ge=1, le=100_000, description="calls at once: the semaphore's size")
+    concurrency: Literal["adaptive", "fixed"] | None = Field(
+        None, description="calls at once: found by asking, or as set; none = fixed where max_in_flight is set"
+    )
+    max_in_flight: int | None = Field(
+        None, ge=1, le=100_000, description="calls at once, at most; none = 2048 (adaptive) or 256 (fixed)"
+    )
     max_queue: int = Field(10_000, ge=0, le=1_000_000, description="calls that may wait for a slot")
-    requests_per_minute: Count | None = Field(None, description="known limit (read, not enforced yet)")
-    tokens_per_minute: Count | None = Field(None, description="known limit (read, not enforced yet)")
+    requests_per_minute: PerMinute | None = Field(None, description="known limit; none = as replies' headers say")
+    tokens_per_minute: PerMinute | None = Field(None, description="known limit; none = as replies' headers say")
     connect_timeout: Seconds = Field(5, description="seconds to connect")
     first_token_timeout: Seconds = Field(60, description="seconds to the first chunk of a stream")
     idle_timeout: Seconds = Field(60, description="seconds between two chunks of a stream")
     total_timeout: Seconds = Field(600, description="seconds for a whole call")
+
+    @property
+    def how_concurrent(self) -> Literal["adaptive", "fixed"]:
+        return self.concurrency or ("adaptive" if self.max_in_flight is None else "fixed")
+
+    @property
+    def most_in_flight(self) -> int:
+        """Calls at once, whatever is found."""
+        return self.max_in_flight or (2048 if self.how_concurrent == "adaptive" else 256)
 
     @field_validator("base_url")
     @classmethod
@@ -94,8 +109,8 @@ class UpstreamSettings(_Frozen):
 class ModelSettings(_Frozen):
     """A public model name for one or more targets."""
 
-    targets: Names = Field(min_length=1, description="UPSTREAM/MODEL, tried in this order; comma-separated")
-    strategy: Literal["fallback"] = Field("fallback", description="how a target is chosen")
+    targets: Names = Field(min_length=1, description="UPSTREAM/MODEL, comma-separated")
+    strategy: Strategy = Field("fallback", description="in order, by free capacity, or a second one for slow calls")
 
 
 class KeySettings(_Frozen):
@@ -124,6 +139,21 @@ class KeySettings(_Frozen):
         return self
 
 
+Cacheable = Literal["chat/completions", "completions", "embeddings", "images/generations", "moderations", "responses"]
+
+
+class CacheSettings(_Frozen):
+    """Identical requests: one upstream call for those at the same time, its reply for those that follow."""
+
+    enabled: bool = Field(False, description="identical requests to `endpoints` share one call; its reply is kept")
+    endpoints: Annotated[tuple[Cacheable, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        ("embeddings",), description="what is cached unasked, comma-separated"
+    )
+    ttl: Seconds = Field(3600, description="seconds that a reply is kept")
+    max_bytes: Count = Field(64 * 1024**2, description="kept replies in all, bytes; a quarter of it for one")
+    across_keys: bool = Field(False, description="keys share replies, too")
+
+
 class GatewaySettings(_Frozen):
     """Every setting of the service. `config.load()` is how it is made from the environment and files."""
 
@@ -147,10 +177,13 @@ class GatewaySettings(_Frozen):
     drain_timeout: Seconds = Field(30, description="seconds that streams may go on after SIGTERM")
     models_ttl: Seconds = Field(300, description="seconds between two looks at an upstream's model list")
     cors_origins: Names = Field((), description="origins, comma-separated; or *")
+    idempotency_ttl: Seconds = Field(86_400, description="seconds that an Idempotency-Key's reply is replayed")
+    idempotency_max_bytes: Count = Field(64 * 1024**2, description="such replies in all, bytes; a quarter for one")
 
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
     models: dict[str, ModelSettings] = Field(default_factory=dict)
     keys: dict[str, KeySettings] = Field(default_factory=dict)
+    cache: CacheSettings = Field(default_factory=lambda: CacheSettings.model_validate({}))
     simulator: SimulatorSettings = Field(default_factory=lambda: SimulatorSettings.model_validate({}))
 
     @property
@@ -188,40 +221,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def upstreams_of_the_sdk(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The upstreams that the official SDK's own variables describe, else the simulator.
-
-    Source: the constructors of `openai.AsyncOpenAI` and `openai.AsyncAzureOpenAI`.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    if environ.get("OPENAI_API_KEY") or environ.get("OPENAI_BASE_URL"):
-        found["openai"] = {"kind": "openai"}
-    if environ.get("AZURE_OPENAI_ENDPOINT") and environ.get("AZURE_OPENAI_API_KEY"):
-        found["azure"] = {"kind": "azure"}
-    return found or {"simulator": {"kind": "simulator"}}
-
-
-def with_sdk_defaults(upstream: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Fills what an upstream leaves out from the SDK's variables.
-
-    OpenAI's key is only ever filled in for the address it belongs to, so that naming another
-    `base_url` cannot send it to a stranger.
-    """
-    given = dict(upstream)
-    if given.get("kind", "openai") == "openai":
-        home = environ.get("OPENAI_BASE_URL") or OPENAI_URL
-        is_home = str(given.setdefault("base_url", home)).rstrip("/") == home.rstrip("/")
-        variables = {"api_key": "OPENAI_API_KEY", "organization": "OPENAI_ORG_ID", "project": "OPENAI_PROJECT_ID"}
-        for field, variable in variables.items() if is_home else ():
-            if environ.get(variable):
-                given.setdefault(field, environ[variable])
-    elif given["kind"] == "azure":
-        home = environ.get("AZURE_OPENAI_ENDPOINT", "")
-        if str(given.setdefault("base_url", home)).rstrip("/") == home.rstrip("/"):
-            if environ.get("AZURE_OPENAI_API_KEY"):
-                given.setdefault("api_key", environ["AZURE_OPENAI_API_KEY"])
-            if environ.get("OPENAI_API_VERSION"):
-                given.setdefault("api_version", environ["OPENAI_API_VERSION"])
-    return given

@@ -12,7 +12,14 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from app.settings import GatewaySettings, KeySettings, ModelSettings, SimulatorSettings, UpstreamSettings
+from app.settings import (
+    CacheSettings,
+    GatewaySettings,
+    KeySettings,
+    ModelSettings,
+    SimulatorSettings,
+    UpstreamSettings,
+)
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- settings: written by tests/reference.py -->\n", "<!-- end of settings -->\n"
@@ -21,9 +28,10 @@ _GROUPS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("upstreams.NAME.", UpstreamSettings),
     ("models.NAME.", ModelSettings),
     ("keys.NAME.", KeySettings),
+    ("cache.", CacheSettings),
     ("simulator.", SimulatorSettings),
 )
-_TABLES = {"upstreams", "models", "keys", "simulator"}
+_TABLES = {"upstreams", "models", "keys", "cache", "simulator"}
 
 
 def settings() -> Iterator[tuple[str, FieldInfo]]:
@@ -39,6 +47,8 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required() or field.default is None or field.default == ():
         return ""
     value: Any = field.default
+    if isinstance(value, tuple):
+        return ",".join(value)
     return json.dumps(value) if isinstance(value, bool) else str(value)
 
 

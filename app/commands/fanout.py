@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.config import ConfigError
 from app.errors import InvalidRequestError
 from app.main import running_gateway
-from app.services.fanout import Fanout, read_from
+from app.services.fanout import Fanout
+from app.services.items import read_from
 from app.services.keys import ANYONE
 from app.settings import GatewaySettings
 from app.wire.fanout import read_options
@@ -37,7 +38,7 @@ async def in_process(settings: GatewaySettings, file: Path, options: Mapping[str
 
     async with running_gateway(settings) as gateway:
         items = read_from(_pieces(file), wanted, settings.max_line_bytes, streams=False)
-        run = Fanout(gateway.splitter.call, items, wanted, ANYONE.check, gateway.stack.slots)
+        run = Fanout(gateway.cache.call, items, wanted, ANYONE.check, gateway.stack.slots)
         try:
             async for result in run:
                 if isinstance(result, Result):

@@ -9,7 +9,8 @@ from starlette.types import Send
 
 from app.errors import PermissionDeniedError
 from app.http.drain import Drain
-from app.services.embeddings import Splitter
+from app.services.cache import Cache
+from app.services.idempotency import IdempotencyStore
 from app.services.keys import Caller, Keyring
 from app.settings import GatewaySettings, is_loopback
 from app.telemetry import Uptime
@@ -24,7 +25,8 @@ class Gateway:
 
     settings: GatewaySettings
     stack: CallStack
-    splitter: Splitter
+    cache: Cache
+    idempotency: IdempotencyStore
     catalog: Catalog
     keyring: Keyring
     uptime: Uptime
@@ -52,11 +54,14 @@ class CallRecord:
 
     def headers(self) -> dict[str, str]:
         """Returns: The `x-sluicegate-*` reply headers."""
-        return {
+        told = {
             "x-sluicegate-upstream": self.trace.upstream,
             "x-sluicegate-attempts": str(self.trace.attempts),
             "x-sluicegate-queue-ms": f"{self.trace.queue_ms:.1f}",
         }
+        if self.trace.cache:
+            told["x-sluicegate-cache"] = self.trace.cache
+        return told
 
 
 def gateway(request: Request) -> Gateway:

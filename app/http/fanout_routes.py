@@ -13,7 +13,8 @@ from app.errors import InvalidRequestError
 from app.http.context import CallerDep, Gateway, gateway, record
 from app.http.incoming import (
     StreamedBody,
-    check_priority,
+    cache_of,
+    lane_of,
     read_body,
     timeout_of,
     unless_hung_up,
@@ -21,8 +22,10 @@ from app.http.incoming import (
 )
 from app.http.live import EVENT_STREAM, LiveResponse
 from app.http.openapi import FANOUT_EXAMPLE, json_body
-from app.services.fanout import Fanout, listed, read_from
+from app.services.fanout import Fanout
+from app.services.items import listed, read_from
 from app.services.keys import Caller
+from app.upstream.types import Call
 from app.wire.fanout import Item, Options, read_document, read_options
 from app.wire.results import Result
 from app.wire.sse import event
@@ -50,8 +53,7 @@ async def fan_out(request: Request, caller: CallerDep) -> Response:
     running = gateway(request)
     accept = request.headers.get("accept", "")
     streams = _STREAM in accept
-    check_priority(request)
-    timeout = timeout_of(request)
+    timeout, cached, lane = timeout_of(request), cache_of(request), lane_of(request, "batch")
     if request.headers.get("content-type", "").startswith(_LINES):
         options = read_options(request.query_params)
         body = StreamedBody(request.receive)
@@ -62,7 +64,8 @@ async def fan_out(request: Request, caller: CallerDep) -> Response:
         options, given = read_document(text, streams=streams)
         items, gone, close = listed(given), partial(until_gone, request.receive), _nothing
     options = replace(options, timeout=_shorter(options.timeout, timeout))
-    start = partial(_start, running, caller, items)
+    make = partial(Call, caller=caller.name, lane=lane, cache=cached)
+    start = partial(_start, running, caller, items, make)
     if streams:
         return _live(request, _Written(start(options), _as_event, close), EVENT_STREAM, gone)
     if any(kind in accept for kind in _LINES):
@@ -79,8 +82,10 @@ async def _nothing() -> None:
     pass
 
 
-def _start(running: Gateway, caller: Caller, items: AsyncGenerator[Item, None], options: Options) -> Fanout:
-    return Fanout(running.splitter.call, items, options, caller.check, running.stack.slots)
+def _start(
+    running: Gateway, caller: Caller, items: AsyncGenerator[Item, None], make: Callable[..., Call], options: Options
+) -> Fanout:
+    return Fanout(running.cache.call, items, options, caller.check, running.stack.slots, make)
 
 
 def _shorter(one: float | None, other: float | None) -> float | None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from fastapi import Request
 from starlette.types import Receive
@@ -11,6 +11,7 @@ from starlette.types import Receive
 from app.errors import BodyTooLargeError, ClientHungUpError, InvalidRequestError, SlowRequestError
 from app.http.context import Gateway
 from app.http.drain import Drain
+from app.policies.lanes import Lane
 
 T = TypeVar("T")
 LONGEST_TIMEOUT = 86_400.0
@@ -139,10 +140,28 @@ def timeout_of(request: Request) -> float | None:
     return seconds
 
 
-def check_priority(request: Request) -> None:
-    """Raises: InvalidRequestError: `x-sluicegate-priority` is neither `interactive` nor `batch`."""
-    if request.headers.get("x-sluicegate-priority", "interactive") not in {"interactive", "batch"}:
+def lane_of(request: Request, default: Lane) -> Lane:
+    """Reads `x-sluicegate-priority`.
+
+    Raises: InvalidRequestError: Neither `interactive` nor `batch`.
+    """
+    lane = request.headers.get("x-sluicegate-priority", default)
+    if lane not in {"interactive", "batch"}:
         raise InvalidRequestError("must be interactive or batch", param="x-sluicegate-priority")
+    return cast("Lane", lane)
+
+
+def cache_of(request: Request) -> bool | None:
+    """Reads `x-sluicegate-cache`.
+
+    Raises: InvalidRequestError: Neither `on` nor `off`.
+    """
+    text = request.headers.get("x-sluicegate-cache")
+    if text is None:
+        return None
+    if text not in {"on", "off"}:
+        raise InvalidRequestError("must be on or off", param="x-sluicegate-cache")
+    return text == "on"
 
 
 class StreamedBody:

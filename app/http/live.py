@@ -12,7 +12,7 @@ promise of ours:
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol, cast
 
 import anyio
@@ -24,6 +24,7 @@ from app.http.context import CallRecord, Gateway
 from app.wire.sse import PING, event
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+PIECE = 256 * 1024  # of a whole body: what is larger goes out in several, so that a reader who does not read is noticed
 
 
 class ReplyCutError(Exception):
@@ -106,6 +107,7 @@ class LiveResponse(EventSourceResponse):
         self._failure = None
         if self._stop.cancelled_caught:
             draining = self._drain.error()
+            self._record.error = draining.code or draining.type
             if not self._is_events:
                 raise draining
             self._failure = draining
@@ -153,6 +155,20 @@ class LiveResponse(EventSourceResponse):
                 self._record.send, {"type": "http.response.body", "body": PING, "more_body": True}
             )
         return min(self._last_sent + self._silence - now if self._is_events else self._patience, self._patience)
+
+
+class Pieces:
+    """A large whole body as a live reply's source."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = memoryview(body)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self._body), PIECE):
+            yield bytes(self._body[start : start + PIECE])
+
+    async def aclose(self, failure: BaseException | None = None) -> None:
+        pass
 
 
 def _abort(receive: Receive) -> None:

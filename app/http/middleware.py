@@ -57,7 +57,7 @@ class Edge:
             log.exception("bug while answering", extra={"fields": {"request_id": record.request_id}})
             record.error = "internal_error"
             if not started:
-                await _answer(InternalError("an internal error; the log has it under this x-request-id"), send_on)
+                await answer(InternalError("an internal error; the log has it under this x-request-id"), send_on)
             elif not finished:
                 raise
         finally:
@@ -70,7 +70,7 @@ class Edge:
             await self._app(scope, receive, send)
         elif gateway.drain.started:
             scope["state"]["record"].error = DrainingError.code
-            await _answer(gateway.drain.error(), send)
+            await answer(gateway.drain.error(), send)
         else:
             with gateway.drain.call():
                 await self._app(scope, receive, send)
@@ -84,7 +84,8 @@ def _request_id(scope: Scope) -> str:
     return new_id("req_")
 
 
-async def _answer(error: GatewayError, send: Send) -> None:
+async def answer(error: GatewayError, send: Send) -> None:
+    """Sends an error where no handler stands: outside the application."""
     told = {"content-type": "application/json", **error.headers()}
     headers = [(name.encode(), value.encode()) for name, value in told.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
@@ -105,5 +106,6 @@ def _line(scope: Scope, record: CallRecord, began: float) -> dict[str, Any]:
         "upstream": trace.upstream,
         "attempts": trace.attempts,
         "queue_ms": round(trace.queue_ms, 1),
+        "cache": trace.cache,
         "bytes_out": record.bytes_out,
     }

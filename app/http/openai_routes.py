@@ -1,7 +1,7 @@
 """OpenAI's paths: bytes in, bytes out."""
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 import msgspec
@@ -10,8 +10,16 @@ from starlette.responses import Response
 
 from app.errors import GatewayError, ModelNotFoundError, NotFoundError
 from app.http.context import CallerDep, caller, gateway, record
-from app.http.incoming import HangUpWatch, check_priority, read_body, timeout_of, unless_hung_up, until_gone
-from app.http.live import LiveResponse
+from app.http.incoming import (
+    HangUpWatch,
+    cache_of,
+    lane_of,
+    read_body,
+    timeout_of,
+    unless_hung_up,
+    until_gone,
+)
+from app.http.live import PIECE, LiveResponse, Pieces
 from app.http.openapi import describe
 from app.services.keys import Caller
 from app.services.relay import StreamRelay
@@ -20,7 +28,6 @@ from app.wire.endpoints import ENDPOINTS, Endpoint
 from app.wire.request import peek, unambiguous
 
 _FORWARDED = ("openai-beta", "traceparent", "tracestate")
-_PIECE = 256 * 1024
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,255}")
 
 
@@ -47,7 +54,7 @@ def _handler(endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
         if call.stream:
             return await _stream(request, call)
         running = gateway(request)
-        reply = await unless_hung_up(until_gone(request.receive), running.drain, running.splitter.call(call))
+        reply = await unless_hung_up(until_gone(request.receive), running.drain, running.cache.call(call))
         return _response(request, reply)
 
     return relay
@@ -64,7 +71,6 @@ async def _read_call(endpoint: Endpoint, request: Request, who: Caller) -> Call:
         who.check(wanted.model)
     if who.models is not None and endpoint.body == "json":
         body = unambiguous(body)
-    check_priority(request)
     return Call(
         endpoint,
         _path(endpoint, request),
@@ -74,6 +80,10 @@ async def _read_call(endpoint: Endpoint, request: Request, who: Caller) -> Call:
         wanted.stream or (endpoint.streams_by_query and request.query_params.get("stream") == "true"),
         {name: headers[name] for name in _FORWARDED if headers.get(name, "\x80").isascii()},
         timeout_of(request),
+        caller=who.name,
+        lane=lane_of(request, "interactive"),
+        most_output=wanted.most_output,
+        cache=cache_of(request),
         trace=seen.trace,
     )
 
@@ -122,26 +132,12 @@ def _response(request: Request, reply: Reply) -> Response:
             headers=headers,
             media_type=kind,
         )
-    if len(reply.body) > _PIECE:  # so that a reader who does not read it is noticed
+    if len(reply.body) > PIECE:  # so that a reader who does not read it is noticed
         sized = {**headers, "content-length": str(len(reply.body))}
         return LiveResponse(
-            _Pieces(reply.body), gateway=running, record=seen, status=reply.status, headers=sized, media_type=kind
+            Pieces(reply.body), gateway=running, record=seen, status=reply.status, headers=sized, media_type=kind
         )
     return Response(reply.body, reply.status, headers)
-
-
-class _Pieces:
-    """A large whole body as a live reply's source."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = memoryview(body)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self._body), _PIECE):
-            yield bytes(self._body[start : start + _PIECE])
-
-    async def aclose(self, failure: BaseException | None = None) -> None:
-        pass
 
 
 async def list_models(request: Request, who: CallerDep) -> Response:

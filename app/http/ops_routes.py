@@ -43,14 +43,16 @@ async def status(request: Request, _: CallerDep) -> JSONResponse:
             "kind": upstream.settings.kind,
             "in_flight": upstream.admission.in_flight,
             "peak_in_flight": upstream.admission.peak,
-            "max_in_flight": upstream.admission.limit,
+            "max_in_flight": upstream.admission.most,
             "queued": upstream.admission.waiting,
+            **upstream.snapshot(),
             **upstream.figures.snapshot(),
         }
         for name, upstream in running.stack.upstreams.items()
     }
     process = {"uptime_seconds": running.uptime.seconds(), "tasks": len(asyncio.all_tasks())}
-    return JSONResponse({**process, **_notice(running), "upstreams": upstreams})
+    cache = running.cache.snapshot()
+    return JSONResponse({**process, **_notice(running), "upstreams": upstreams, "cache": cache})
 
 
 def _notice(running: Gateway) -> dict[str, object]:

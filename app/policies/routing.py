@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.settings import GatewaySettings
+from app.settings import GatewaySettings, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,15 @@ class Target:
 class Router:
     """Resolves names: a `[models.NAME]` entry, else `UPSTREAM/MODEL`, else the first upstream, name unchanged."""
 
-    def __init__(self, aliases: Mapping[str, tuple[Target, ...]], upstreams: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        aliases: Mapping[str, tuple[Target, ...]],
+        upstreams: tuple[str, ...],
+        strategies: Mapping[str, Strategy] | None = None,
+    ) -> None:
         self.aliases = aliases
         self.upstreams = upstreams
+        self._strategies = strategies or {}
 
     @classmethod
     def from_settings(cls, settings: GatewaySettings) -> "Router":
@@ -31,7 +37,12 @@ class Router:
             return Target(upstream, model)
 
         aliases = {name: tuple(map(target, entry.targets)) for name, entry in settings.models.items()}
-        return cls(aliases, tuple(settings.upstreams))
+        strategies = {name: entry.strategy for name, entry in settings.models.items()}
+        return cls(aliases, tuple(settings.upstreams), strategies)
+
+    def strategy(self, model: str | None) -> Strategy:
+        """Returns: How a target is chosen for this name, where it has several."""
+        return self._strategies.get(model or "", "fallback")
 
     def route(self, model: str | None) -> tuple[Target, ...]:
         """Returns: The targets to try in turn, at least one.

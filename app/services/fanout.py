@@ -13,8 +13,8 @@ from app.services.window import Window
 from app.upstream.body import Events
 from app.upstream.types import Call, Reply, Trace
 from app.wire.assemble import Assembler
-from app.wire.fanout import Item, ItemReader, Options, Unit
-from app.wire.jsonl import LineReader, one_line
+from app.wire.fanout import Item, Options, Unit
+from app.wire.jsonl import one_line
 from app.wire.results import Result, Summary, Timing, new_id
 from app.wire.sse import payloads
 
@@ -32,24 +32,6 @@ class Chunk:
 Event = Result | Chunk
 
 
-async def listed(items: list[Item]) -> AsyncGenerator[Item, None]:
-    """Yields: Items that are all here."""
-    for item in items:
-        yield item
-
-
-async def read_from(
-    pieces: AsyncIterator[bytes], options: Options, longest_line: int, *, streams: bool
-) -> AsyncGenerator[Item, None]:
-    """Yields: An item for each line of NDJSON text that comes in pieces."""
-    lines, items = LineReader(longest_line), ItemReader(options, streams=streams)
-    async for piece in pieces:
-        for line in lines.feed(piece):
-            yield items.line(line)
-    for line in lines.close():
-        yield items.line(line)
-
-
 class Fanout:
     """One run. Iterate over it for results; `aclose` cancels what is left, upstream too.
 
@@ -58,6 +40,7 @@ class Fanout:
         items: Read only as fast as results are taken.
         check: Raises a `GatewayError` where the caller may not use a model.
         most: Calls in flight at once: the server's own limit.
+        make: Makes a call of an item's own fields; adds what all items have in common.
     """
 
     def __init__(
@@ -67,11 +50,13 @@ class Fanout:
         options: Options,
         check: Callable[[str | None], None],
         most: int,
+        make: Callable[..., Call] = Call,
     ) -> None:
         concurrency = min(options.concurrency or most, most)
         self.summary = Summary()
         self._began = time.monotonic()
         self._send = send
+        self._make = make
         self._items = items
         self._options = options
         self._check = check
@@ -195,12 +180,13 @@ class Fanout:
         timeout = self._remaining()
         if timeout is not None and timeout <= 0:
             raise DeadlineError("the fan-out's timeout passed")
-        call = Call(
+        call = self._make(
             unit.endpoint,
             unit.endpoint.path,
             unit.body(),
             model=unit.peek.model,
             stream=unit.peek.stream,
+            most_output=unit.peek.most_output,
             timeout=timeout,
             patient=True,
             trace=trace,
@@ -234,10 +220,9 @@ class Fanout:
 
 def _failed(item: Item, unit: Unit, trace: Trace, error: GatewayError) -> Result:
     timing = _timing(trace)
-    if isinstance(error, DeadlineError):
-        return _without_reply(item, unit.model, timing, "timeout", error.message)
     if error.status >= 500:
-        return _without_reply(item, unit.model, timing, error.code or error.type, error.message)
+        code = "timeout" if isinstance(error, DeadlineError) else error.code or error.type
+        return _without_reply(item, unit.model, timing, code, error.message)
     return Result(item.index, item.custom_id, unit.model, timing, error.status, new_id("req_"), error.envelope())
 
 

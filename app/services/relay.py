@@ -50,6 +50,8 @@ class StreamRelay:
                 return
             async for events in reply.events:
                 yield events
+            if reply.events.reader.error is not None:  # the client has it already, in the upstream's own words
+                self._on_error(UpstreamError("the upstream ended its stream with an error event"))
         except GatewayError as error:
             self._on_error(error)
             yield event(error.envelope())

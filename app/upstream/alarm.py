@@ -20,13 +20,13 @@ class Alarm:
     and sets itself anew if not.
     """
 
-    __slots__ = ("_before", "_loop", "_rang", "_task", "_timer", "_when")
+    __slots__ = ("_before", "_loop", "_rang", "_task", "_timer", "_timer_when", "_when")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._when = 0.0
+        self._when = self._timer_when = 0.0
         self._before = 0
         self._rang: asyncio.Task[Any] | None = None
 
@@ -35,7 +35,7 @@ class Alarm:
         self._task = task = asyncio.current_task()
         self._before = task.cancelling() if task else 0
         self._when = when
-        if self._timer is None or when < self._timer.when():
+        if self._timer is None or when < self._timer_when:  # uvloop's handles do not all know their time
             self._set()
 
     def disarm(self) -> None:
@@ -55,6 +55,7 @@ class Alarm:
     def _set(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._timer_when = self._when
         self._timer = self._loop.call_at(self._when, self._ring)
 
     def _ring(self) -> None:

@@ -2,94 +2,97 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Coroutine
+from typing import Any
 
-import msgspec
-
-from app.errors import (
-    ClientHungUpError,
-    DeadlineError,
-    FirstTokenTimeoutError,
-    GatewayError,
-    InternalError,
-    UpstreamMalformedError,
-    envelope,
-)
+from app.errors import CircuitOpenError, DeadlineError, FirstTokenTimeoutError
+from app.policies.budget import RetryBudget
+from app.policies.lanes import Ticket
+from app.policies.limiter import Limits
 from app.policies.routing import Target
 from app.settings import UpstreamSettings
-from app.telemetry import ABANDONED, UpstreamFigures
-from app.upstream.admission import Admission, Slot
-from app.upstream.body import SENTENCES, Body, Events
+from app.telemetry import UpstreamFigures
+from app.upstream.admission import Admission
+from app.upstream.body import SENTENCES
 from app.upstream.client import UpstreamClient
+from app.upstream.family import Family
+from app.upstream.flight import Flight
+from app.upstream.opening import Opener
 from app.upstream.transport import RawReply
 from app.upstream.types import Call, Reply
-from app.wire.endpoints import Endpoint
 from app.wire.request import with_model
 
-_PASSED_ON = ("x-ratelimit-", "openai-", "retry-after")
-_KEPT = frozenset({"content-type", "content-disposition", "x-should-retry"})
+_SOONEST_PROBE_SECONDS = 0.25
 
 
 class Upstream:
-    """An upstream's client, admission point and figures."""
+    """An upstream's client, admission point, budget and figures."""
 
     def __init__(self, name: str, settings: UpstreamSettings, client: UpstreamClient, max_reply_bytes: int) -> None:
         self.name = name
         self.settings = settings
         self.client = client
-        self.admission = Admission(settings.max_in_flight, settings.max_queue)
+        self.admission = Admission(_limits(settings), settings.most_in_flight, settings.max_queue)
+        self.budget = RetryBudget()
         self.figures = UpstreamFigures()
-        self._max_reply_bytes = max_reply_bytes
+        self._opener = Opener(name, settings, max_reply_bytes)
 
-    async def attempt(self, call: Call, target: Target, deadline: float) -> Reply:
+    async def attempt(self, call: Call, target: Target, deadline: float, *, alone: bool, last: bool) -> Reply:
         """Sends the call once.
 
         Args:
             deadline: On the event loop's clock.
+            alone: There is no other target for such calls.
+            last: There is none left for this one.
         Returns:
             The reply, of any status; if it is open, it holds the slot until it is closed.
         Raises:
             GatewayError: There was no usable reply. The slot is free again.
         """
-        asked = time.monotonic()
+        flight = await self._admitted(call, target, deadline, alone=alone)
         try:
-            slot = await self.admission.enter(patient=call.patient)
-        finally:
-            began = time.monotonic()
-            call.trace.queue_ms += (began - asked) * 1000
-        finish = self._finisher(slot, began)
-        try:
-            # the breaker's place: innermost, so that a probe is spent only on a call that is really sent
-            reply = await self._exchange(call, target, deadline, finish)
+            work = self._exchange(call, target, deadline, flight)
+            return await (work if last else _unless_overdue(flight, work))
         except BaseException as error:
-            finish(None, error)
+            flight.end(None, error)
             raise
         finally:
-            call.trace.upstream_ms += (time.monotonic() - began) * 1000
-        self.figures.answered(time.monotonic() - began)
-        return reply
+            call.trace.upstream_ms += (time.monotonic() - flight.began) * 1000
 
-    def _finisher(self, slot: Slot, began: float) -> Callable[[int | None, BaseException | None], None]:
-        """Returns: A function that releases the slot and records the attempt, the first time it is called."""
-        done = False
+    def snapshot(self) -> dict[str, object]:
+        """Returns: JSON-ready: limits, headroom and breaker of each model family, and what is left for retries."""
+        return {
+            "retry_budget": round(self.budget.left),
+            "garbage_headers": self.admission.quotas.garbage,
+            "models": {name: family.snapshot() for name, family in self.admission.families.items()},
+        }
 
-        def finish(status: int | None, failure: BaseException | None) -> None:
-            nonlocal done
-            if not done:
-                done = True
-                slot.release()
-                outcome = _outcome(status, failure)
-                self.figures.ended(outcome, ok=outcome.startswith(("2", "3")), seconds=time.monotonic() - began)
+    async def _admitted(self, call: Call, target: Target, deadline: float, *, alone: bool) -> Flight:
+        # 4. admission
+        family = self.admission.family(target.model)
+        if not family.breaker.lets_through(family.time()):  # no need to wait for a slot to hear that
+            raise self._left_alone(family)
+        ticket = Ticket(call.caller, call.lane, deadline=deadline, patient=call.patient)
+        asked = time.monotonic()
+        try:
+            slot = await self.admission.enter(ticket, target.model, len(call.body), call.most_output)
+        finally:
+            call.trace.queue_ms += (time.monotonic() - asked) * 1000
+        # 5. breaker: innermost, so that a probe is spent only on a call that is really sent
+        permit = slot.family.breaker.enter(slot.family.time())
+        if permit is None:
+            slot.release(answered=False)
+            raise self._left_alone(slot.family)
+        call.trace.attempts += 1
+        return Flight(slot, permit, self.figures, whole=not call.stream, alone=alone)
 
-        return finish
+    def _left_alone(self, family: Family) -> CircuitOpenError:
+        breaker = family.breaker
+        wait = max(_SOONEST_PROBE_SECONDS, breaker.open_until - family.time())
+        told = f"the upstream {self.name!r} is left alone for a moment: {breaker.reason}"
+        return CircuitOpenError(told, retry_after=wait)
 
-    async def _exchange(
-        self,
-        call: Call,
-        target: Target,
-        deadline: float,
-        finish: Callable[[int | None, BaseException | None], None],
-    ) -> Reply:
+    async def _exchange(self, call: Call, target: Target, deadline: float, flight: Flight) -> Reply:
         loop = asyncio.get_running_loop()
         now = loop.time()
         deadline = min(deadline, now + self.settings.total_timeout)
@@ -101,12 +104,15 @@ class Upstream:
             late = FirstTokenTimeoutError if first_token_by < deadline else DeadlineError
             raise late(SENTENCES[late]) from None
         try:
-            return await self._open(call, raw, deadline, first_token_by - loop.time(), finish)
+            reply = await self._opener.open(call, raw, deadline, first_token_by - loop.time(), flight)
         except BaseException:
             raw.close()
             raise
+        flight.heard(reply, raw.headers)
+        return reply
 
     async def _send(self, call: Call, target: Target) -> RawReply:
+        # 6. client
         body = call.body
         if target.model is not None and call.model is not None:
             body = with_model(call.endpoint, body, call.content_type, call.model, target.model)
@@ -119,80 +125,37 @@ class Upstream:
             headers=call.headers,
         )
 
-    async def _open(
-        self,
-        call: Call,
-        raw: RawReply,
-        deadline: float,
-        patience: float,
-        finish: Callable[[int | None, BaseException | None], None],
-    ) -> Reply:
-        def on_end(failure: BaseException | None) -> None:
-            finish(raw.status, failure)
 
-        if not 100 <= raw.status < 600:
-            raise UpstreamMalformedError(f"the upstream {self.name!r} answered with the status {raw.status}")
-        headers = _passed_on(raw.headers)
-        idle = self.settings.idle_timeout
-        kind = headers.get("content-type", "").lower()
-        if raw.status < 400 and call.stream and _may_be_events(call.endpoint, kind):
-            events = Events(raw, terminals=call.endpoint.terminals, deadline=deadline, idle_timeout=idle, on_end=on_end)
-            await events.open(patience)
-            if events.reader.error is not None and not events.reader.started:
-                return await _as_error(events, headers)
-            return Reply(raw.status, {**headers, "content-type": "text/event-stream; charset=utf-8"}, events=events)
-        body = Body(raw, deadline=deadline, idle_timeout=idle, on_end=on_end)
-        if raw.status < 400 and call.endpoint.reply == "any" and not kind.startswith(("application/json", "text/html")):
-            return Reply(raw.status, headers, stream=body)
-        whole = await body.whole(self._max_reply_bytes)
-        await body.aclose()
-        return self._checked(call, Reply(raw.status, headers, whole, request_id=raw.headers.get("x-request-id", "")))
-
-    def _checked(self, call: Call, reply: Reply) -> Reply:
-        """A reply that no OpenAI client could read becomes an error that says what came instead."""
-        looks_json = reply.body.lstrip()[:1] in {b"{", b"["} and reply.body.rstrip()[-1:] in {b"}", b"]"}
-        may_ignore_stream = call.endpoint.reply == "any"  # whisper-1 does
-        if reply.status == 204 or (looks_json and not (call.stream and reply.ok and not may_ignore_stream)):
-            return reply
-        kind = reply.content_type or "no content type"
-        wanted = "not a stream" if looks_json else "not JSON"
-        message = f"the upstream {self.name!r} answered {reply.status} with something that is {wanted} ({kind})"
-        if reply.status < 400:
-            raise UpstreamMalformedError(message)
-        # the status itself is news, and so is its Retry-After
-        body = envelope(message, UpstreamMalformedError.type, None, UpstreamMalformedError.code)
-        return Reply(reply.status, {**reply.headers, "content-type": "application/json"}, body=body)
+def _limits(settings: UpstreamSettings) -> Limits:
+    return Limits(
+        settings.how_concurrent, settings.most_in_flight, settings.requests_per_minute, settings.tokens_per_minute
+    )
 
 
-async def _as_error(events: Events, headers: Mapping[str, str]) -> Reply:
-    """An error event in the first place is what it says it is: an error reply, not a broken 200."""
-    error = msgspec.json.decode(events.reader.error or b"null")
-    code = error.get("status", error.get("code")) if isinstance(error, dict) else None
-    status = code if isinstance(code, int) and 400 <= code < 600 else 502
-    await events.aclose()
-    body = msgspec.json.encode({"error": error})
-    return Reply(status, {**headers, "content-type": "application/json"}, body=body)
+async def _unless_overdue(flight: Flight, work: Coroutine[Any, Any, Reply]) -> Reply:
+    """Awaits the reply, but lets another target have the call once this one is known to have fallen silent.
 
+    A call that has heard nothing for several times as long as usual counts as a failure; when enough of them open the
+    breaker, all that still wait there are given up. One slow answer alone is waited for.
 
-def _may_be_events(endpoint: Endpoint, content_type: str) -> bool:
-    """Some upstreams leave an event stream's content type out, or get it wrong."""
-    if endpoint.reply == "any":
-        return content_type.startswith("text/event-stream")
-    return not content_type.startswith(("application/json", "text/html"))
-
-
-def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
-    found = {}
-    for name, value in headers.items():
-        lower = name.lower()
-        if (lower in _KEPT or lower.startswith(_PASSED_ON)) and value.isascii() and value.isprintable():
-            found[lower] = value
-    return found
-
-
-def _outcome(status: int | None, failure: BaseException | None) -> str:
-    if isinstance(failure, ClientHungUpError | asyncio.CancelledError | GeneratorExit):
-        return ABANDONED
-    if isinstance(failure, GatewayError):
-        return failure.code or failure.type
-    return str(status) if failure is None else InternalError.type
+    Raises: FirstTokenTimeoutError: The target is given up.
+    """
+    family = flight.slot.family
+    task = asyncio.create_task(work, name="attempt")
+    try:
+        await asyncio.wait({task}, timeout=flight.patience.overdue)
+        if not task.done():
+            family.overdue.add(task)
+            flight.overdue()
+            await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled() and task.exception() is None:
+            await task.result().aclose()
+        raise
+    finally:
+        family.overdue.discard(task)
+    if task.cancelled():
+        raise FirstTokenTimeoutError("the target has fallen silent: none of the last calls has heard of it")
+    return task.result()

@@ -19,6 +19,7 @@ from app.wire.encoding import Inflater
 from app.wire.sse import EarlyEndError, EventReader
 
 _AFTER_THE_LAST_SECONDS = 1.0
+_SHORTEST_TAIL = len(b"data: [DONE]\n\n")
 
 
 class Body:
@@ -145,6 +146,7 @@ class Events(Body):
         super().__init__(raw, deadline=deadline, idle_timeout=idle_timeout, on_end=on_end)
         self.reader = EventReader(terminals)
         self._first = b""
+        self.tail = b""  # the last events but the end marker: a stream's usage is in them
 
     async def open(self, patience: float) -> None:
         """The first-chunk gate: waits for a valid event, and keeps it.
@@ -161,9 +163,12 @@ class Events(Body):
     async def __anext__(self) -> bytes:
         if events := self._first:
             self._first = b""
+            self.tail = events
             return events
         while not self.reader.ended:
             if events := await self._events(self._idle_timeout, IdleTimeoutError):
+                if len(events) > _SHORTEST_TAIL:
+                    self.tail = events
                 return events
         self._check()
         raise StopAsyncIteration

@@ -3,17 +3,20 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
-
-from app.errors import DeadlineError, GatewayError
+from app.errors import CircuitOpenError, DeadlineError, GatewayError
 from app.policies import outcome
+from app.policies.breaker import Breaker
 from app.policies.outcome import Outcome
 from app.policies.retry import RetryPolicy, retry_after_of
 from app.policies.routing import Router, Target
 from app.upstream.attempt import Upstream
+from app.upstream.hedge import Hedger
 from app.upstream.types import Call, Reply
+
+_BUDGET_SECONDS = 1.0
+_GRACE_SECONDS = 0.02  # an attempt's own clock rings first: it knows whose time it was that ran out
 
 
 class CallStack:
@@ -35,11 +38,12 @@ class CallStack:
         self.router = router
         self._retry = retry
         self._draw = draw
+        self._hedger = Hedger(upstreams)
 
     @property
     def slots(self) -> int:
         """Calls that can be in flight at once, over all upstreams."""
-        return sum(upstream.admission.limit for upstream in self.upstreams.values())
+        return sum(upstream.admission.most for upstream in self.upstreams.values())
 
     async def call(self, call: Call) -> Reply:
         """Carries one call through the stack.
@@ -54,82 +58,107 @@ class CallStack:
         seconds = call.timeout or max(self.upstreams[t.upstream].settings.total_timeout for t in targets)
         deadline = asyncio.get_running_loop().time() + seconds
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline + _GRACE_SECONDS):
                 return await self._routed(call, targets, deadline)
         except TimeoutError:
             raise DeadlineError(f"no reply within {seconds:g} seconds") from None
 
-    async def _routed(self, call: Call, targets: tuple[Target, ...], deadline: float) -> Reply:
+    async def _routed(self, call: Call, targets: Sequence[Target], deadline: float) -> Reply:
         # 2. route: the next target on a failure that another one could cure
-        for target in targets[:-1]:
+        if len(targets) == 1:
+            reply, _ = await self._retried(call, targets[0], deadline, left=0, alone=True)
+            return reply
+        ordered = self._ordered(call, targets)
+        if len(ordered) > 1 and self.router.strategy(call.model) == "hedge":
+            return await self._hedger.send(call, ordered, lambda one, rest: self._in_turn(one, rest, deadline))
+        reply, _ = await self._in_turn(call, ordered, deadline)
+        return reply
+
+    def _ordered(self, call: Call, targets: Sequence[Target]) -> Sequence[Target]:
+        """Returns: Who may be asked, in turn. If every breaker is open, the target that may be probed next."""
+        if self.router.strategy(call.model) == "balance":
+            by_room = {target: self._headroom(target) - self._draw() * 1e-3 for target in targets}
+            targets = sorted(targets, key=by_room.__getitem__, reverse=True)
+        now = asyncio.get_running_loop().time()
+        well = [target for target in targets if self._breaker(target).lets_through(now)]
+        return well or [min(targets, key=lambda target: self._breaker(target).open_until)]
+
+    def _headroom(self, target: Target) -> float:
+        return self.upstreams[target.upstream].admission.headroom(target.model)
+
+    def _breaker(self, target: Target) -> Breaker:
+        return self.upstreams[target.upstream].admission.family(target.model).breaker
+
+    async def _in_turn(self, call: Call, targets: Sequence[Target], deadline: float) -> tuple[Reply, Outcome]:
+        alone = len(targets) == 1
+        for left, target in zip(range(len(targets) - 1, 0, -1), targets, strict=False):
             try:
-                reply, judged = await self._retried(call, target, deadline, alternative=True)
+                reply, judged = await self._retried(call, target, deadline, left=left, alone=alone)
             except GatewayError as error:
                 if not outcome.of_error(error).reroute:
                     raise
             else:
                 if not judged.reroute:
-                    return reply
-        reply, _ = await self._retried(call, targets[-1], deadline, alternative=False)
-        return reply
+                    return reply, judged
+        return await self._retried(call, targets[-1], deadline, left=0, alone=alone)
 
     async def _retried(
-        self, call: Call, target: Target, deadline: float, *, alternative: bool
+        self, call: Call, target: Target, deadline: float, *, left: int, alone: bool
     ) -> tuple[Reply, Outcome]:
-        # 3. retry: only what can succeed, and only here, before anything went to the client
+        """Args:
+        left: Targets that can still be asked after this one.
+        alone: There never was another.
+        """
+        # 3. retry: only what can succeed, only within the budget, and only here, before anything went to the client
         upstream = self.upstreams[target.upstream]
         call.trace.upstream = upstream.name
         attempt = 0
         while True:
-            attempt += 1
-            call.trace.attempts += 1
             failure, retry_after = None, None
             try:
                 # 4. admission, 5. breaker, 6. client: a slot per attempt, never held while backing off
-                reply = await upstream.attempt(call, target, deadline)
-                judged = outcome.of_status(reply.status, _error_code(reply))
+                reply = await upstream.attempt(call, target, deadline, alone=alone, last=left == 0)
+                judged = outcome.of_status(reply.status, reply.error_code)
                 if judged.retry:
                     retry_after = retry_after_of(reply.headers, time.time())
+            except CircuitOpenError as error:
+                if left or not call.patient:
+                    raise
+                await asyncio.sleep((error.retry_after or 0.0) * (1 + self._draw()))
+                continue  # nothing was sent
             except GatewayError as error:
                 failure, judged = error, outcome.of_error(error)
-            wait = None
-            if judged.retry:
-                remaining = deadline - asyncio.get_running_loop().time()
-                wait = self._retry.wait(
-                    attempt, retry_after=retry_after, remaining=remaining, draw=self._draw, alternative=alternative
-                )
-            if wait is not None:
+            attempt += 1
+            wait = self._wait(judged, attempt, retry_after, deadline, left)
+            if wait is not None and await self._affords(upstream, patient=call.patient and not left):
                 await asyncio.sleep(wait)
             elif failure is not None:
                 raise failure
             else:
+                if judged.ok:
+                    upstream.budget.succeeded(retried=attempt > 1)
                 return reply, judged
+
+    def _wait(
+        self, judged: Outcome, attempt: int, retry_after: float | None, deadline: float, left: int
+    ) -> float | None:
+        if not judged.retry:
+            return None
+        remaining = deadline - asyncio.get_running_loop().time()
+        return self._retry.wait(
+            attempt, retry_after=retry_after, remaining=remaining, draw=self._draw, alternative=left > 0
+        )
+
+    async def _affords(self, upstream: Upstream, *, patient: bool) -> bool:
+        """Whether the upstream's budget pays for a retry. Whoever is patient waits until it does."""
+        while not upstream.budget.spend():
+            if not patient:
+                return False
+            await asyncio.sleep(_BUDGET_SECONDS * (1 + self._draw()))
+        return True
 
     async def aclose(self) -> None:
         """Closes every upstream's connections."""
         for upstream in self.upstreams.values():
+            upstream.admission.close()
             await upstream.client.aclose()
-
-
-class _Error(msgspec.Struct):
-    code: str | int | None = None
-    type: str | None = None
-
-
-class _Envelope(msgspec.Struct):
-    error: _Error | None = None
-
-
-_ENVELOPE = msgspec.json.Decoder(_Envelope)
-
-
-def _error_code(reply: Reply) -> str | None:
-    if reply.status < 400:
-        return None
-    try:
-        error = _ENVELOPE.decode(reply.body).error
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
-    if error is None:
-        return None
-    return "insufficient_quota" if "insufficient_quota" in {error.code, error.type} else str(error.code)

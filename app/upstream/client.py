@@ -50,7 +50,7 @@ class UpstreamClient:
         address = base_url or settings.base_url
         self._transport = Transport(
             name,
-            limit=settings.max_in_flight + _SPARE_CONNECTIONS,
+            limit=settings.most_in_flight + _SPARE_CONNECTIONS,
             connect_timeout=settings.connect_timeout,
             proxied=not is_loopback(urlsplit(address).hostname or ""),
             verify=httpx2.create_ssl_context() if address.startswith("https") else None,

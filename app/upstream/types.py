@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from app.policies.lanes import Lane
 from app.upstream.body import Body, Events
 from app.wire.endpoints import Endpoint
 
@@ -15,12 +16,14 @@ class Trace:
         upstream: The last one tried.
         queue_ms: Waiting for slots, over all attempts.
         upstream_ms: From the first attempt to the reply (streams: to its first event), without queueing.
+        cache: `hit`, `miss` or `shared` (another caller's upstream call); empty: the cache took no part.
     """
 
     upstream: str = ""
     attempts: int = 0
     queue_ms: float = 0.0
     upstream_ms: float = 0.0
+    cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,10 @@ class Call:
         headers: What goes upstream beside the body.
         timeout: Seconds for queue, attempts and body together; None: the upstream's `total_timeout`.
         patient: Its queueing is bounded elsewhere (fan-out).
+        caller: The name of the key that asks.
+        lane: Whether somebody waits for it, or it is work that can wait.
+        most_output: Tokens that the answer may have; None: not said.
+        cache: Whether an identical call's reply will do; None: as the settings say.
     """
 
     endpoint: Endpoint
@@ -44,6 +51,10 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
     patient: bool = False
+    caller: str = ""
+    lane: Lane = "interactive"
+    most_output: int | None = None
+    cache: bool | None = None
     trace: Trace = field(default_factory=Trace)
 
 
@@ -56,6 +67,7 @@ class Reply:
         events: A checked event stream, its first event awaited.
         stream: Bytes of unknown length (audio).
         request_id: The upstream's own id of the call, for its support; may be empty.
+        error_code: `code` or `type` of the error envelope, where it is one.
     """
 
     status: int
@@ -64,6 +76,7 @@ class Reply:
     events: Events | None = None
     stream: Body | None = None
     request_id: str = ""
+    error_code: str | None = None
 
     @property
     def content_type(self) -> str:

@@ -19,10 +19,12 @@ class Peek:
     """Attributes:
     model: As the client wrote it; None where it names none.
     stream: Whether the client asked for a stream.
+    most_output: Tokens that the answer may have; None: not said.
     """
 
     model: str | None
     stream: bool
+    most_output: int | None = None
 
 
 class _Json(msgspec.Struct):
@@ -30,6 +32,17 @@ class _Json(msgspec.Struct):
     stream: bool | None = None
     prompt: Raw | UnsetType = UNSET
     stream_format: str | None = None  # speech: its way of saying `stream`
+    max_tokens: object = None
+    max_completion_tokens: object = None
+    max_output_tokens: object = None
+
+    @property
+    def most_output(self) -> int | None:
+        """What these fields hold is the upstream's to judge: here, nonsense is as good as nothing."""
+        for said in (self.max_completion_tokens, self.max_tokens, self.max_output_tokens):
+            if isinstance(said, int) and said > 0:
+                return said
+        return None
 
 
 _PEEK = msgspec.json.Decoder(_Json)
@@ -55,7 +68,8 @@ def peek(endpoint: Endpoint, body: bytes, content_type: str = "") -> Peek:
         streams = bool(json.stream) or json.stream_format == "sse"
         if json.model is UNSET and json.prompt is not UNSET and endpoint.path == "/responses":
             return Peek(None, stream=streams)  # a stored prompt brings its own model
-        found = Peek(None if json.model is UNSET else json.model, stream=streams)
+        most = 0 if endpoint.path == "/embeddings" else json.most_output
+        found = Peek(None if json.model is UNSET else json.model, streams, most)
     if found.model == "" or (found.model is None and endpoint.model == "required"):
         raise InvalidRequestError("you must provide a model", param="model")
     return found

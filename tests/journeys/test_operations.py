@@ -47,7 +47,10 @@ async def test_status_tells_each_upstreams_figures(gateway: Server, http: httpx.
     assert after["outcomes"]["418"] - before["outcomes"].get("418", 0) == 1
     assert 0 < after["success_rate"] <= 1
     assert after["in_flight"] == after["queued"] == 0
-    assert after["max_in_flight"] == 256
+    assert after["max_in_flight"] == 2048
+    known = after["models"]["sim"]
+    assert (known["in_flight"], known["queued"], known["requests"]) == (0, {"interactive": 0, "batch": 0}, None)
+    assert known["breaker"] == {"state": "closed", "reason": None, "open_until": None, "opened": 0}
     for times in (after["latency_ms"], after["first_byte_ms"]):
         assert times["p50"] <= times["p90"] <= times["p95"] <= times["p99"]
 
