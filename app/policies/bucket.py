@@ -1,11 +1,14 @@
 """A token bucket that follows the upstream's own: refilled by the clock, corrected by what replies say is left."""
 
+from collections import deque
+
 from app.policies.quota import Quota
 
 _MINUTE = 60.0
 _INSTANT = 0.01  # seconds
 _SPAN_SECONDS = 1.0  # what others take is judged over spans at least as long: shorter ones are mostly noise
 _LEARNING = 0.3
+_RETURNS = 64  # more of them at once are a storm, in which the breaker has the word
 _LEAST_SHARE = 0.05  # of the rate is ours, whatever others take
 _NOTHING = 1e-6  # what rounding leaves
 
@@ -31,7 +34,19 @@ class Bucket:
     Source: the upstreams' own model, https://platform.openai.com/docs/guides/rate-limits
     """
 
-    __slots__ = ("_at", "_heard_at", "_known", "_mark", "_said", "level", "limit", "others", "rate", "taken")
+    __slots__ = (
+        "_at",
+        "_heard_at",
+        "_known",
+        "_mark",
+        "_returned",
+        "_said",
+        "level",
+        "limit",
+        "others",
+        "rate",
+        "taken",
+    )
 
     def __init__(self, per_minute: float | None, now: float) -> None:
         self.limit = per_minute
@@ -44,6 +59,7 @@ class Bucket:
         self._heard_at = float("-inf")  # when the call was sent whose reply is believed
         self._said: tuple[float, float, float] | None = None  # when, what we had taken by then, what was left
         self._mark = Mark(now, 0.0)
+        self._returned: deque[tuple[float, float]] = deque(maxlen=_RETURNS)  # what was given back: when taken, how much
 
     @property
     def net_rate(self) -> float:
@@ -67,8 +83,10 @@ class Bucket:
         if self._said is not None and mark.at > self._said[0]:  # nor is it our use since the last look
             at, taken, left = self._said
             self._said = (at, taken + amount, left)
-        if self.limit is not None and mark.at > self._heard_at:  # else what the upstream has said has it in already
-            self.level = min(self.limit, self.level + amount)
+        if self.limit is not None:
+            self._returned.append((mark.at, amount))
+            if mark.at > self._heard_at:  # else what the upstream has said has it in already
+                self.level = min(self.limit, self.level + amount)
 
     def wait(self, amount: float, now: float, keep: float = 0.0) -> float:
         """Returns: Seconds until `amount` can be taken and `keep` is left; 0.0: now.
@@ -105,7 +123,8 @@ class Bucket:
         self._learn_rate(said)
         self._learn_others(mark, said.remaining, _LEARNING if not refused else 1.0)
         self._refill(now)
-        left = said.remaining + self.net_rate * max(0.0, now - mark.at) - self.taken
+        returned = sum(amount for at, amount in self._returned if at > mark.at)
+        left = said.remaining + self.net_rate * max(0.0, now - mark.at) - (self.taken - returned)
         # the call was one of its instant, the first or the last to be heard: our own account decides within that
         self.level = min(max(self.level, left + mark.before), left + mark.after, self.limit)
 
@@ -141,6 +160,8 @@ class Bucket:
             self._said = (mark.at, mark.after, remaining)
             return
         at, taken, was_left = self._said
+        if mark.at == at:  # who of that instant was heard last saw all of it
+            self._said = (at, taken, min(was_left, remaining))
         span = mark.at - at
         if span < _SPAN_SECONDS:
             return

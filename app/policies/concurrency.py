@@ -78,7 +78,8 @@ class AdaptiveLimit(FixedLimit):
         self._step = 1
         self._probe_at = 0.0
         self._probe_wait = _PROBE_SECONDS
-        self._before: tuple[int, float] | None = None  # limit and seconds waited when a run of cuts for delay began
+        # when a run of cuts for delay began: limit, ceiling, seconds waited
+        self._before: tuple[int, int | None, float] | None = None
 
     @property
     def settled(self) -> bool:
@@ -105,9 +106,9 @@ class AdaptiveLimit(FixedLimit):
     def _delayed(self, in_flight: float, queued: float, waited: float, now: float) -> bool:
         """Calls wait inside: as many as do not wait are what the upstream takes (Little's law)."""
         if self._before is None:
-            self._before = (self.limit, waited)
-        elif self.limit <= _RELIEF * self._before[0] and waited >= _RELIEF * self._before[1]:
-            self.limit, _ = self._before  # fewer calls, no less delay: it is not ours
+            self._before = (self.limit, self.ceiling, waited)
+        elif self.limit <= _RELIEF * self._before[0] and waited >= _RELIEF * self._before[2]:
+            self.limit, self.ceiling, _ = self._before  # fewer calls, no less delay: it is not ours
             self._before = None
             return True
         self._settle_at(max(1, min(self.limit, round(in_flight - queued))), now)

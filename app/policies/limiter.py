@@ -99,6 +99,8 @@ class Limiter:
             if ticket.patient or now + _HOPELESS * (self.held_seconds or 0.0) <= ticket.deadline:
                 room -= 1
                 self._send(ticket, now)
+            else:
+                self._see_demand(now)
             yield ticket
 
     def opens_in(self, now: float) -> float | None:

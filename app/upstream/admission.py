@@ -78,12 +78,14 @@ class Slot:
 
 class Admission:
     """Args:
+    name: The upstream's.
     limits: What is known of each family's.
     most: Calls in flight at once, over all families.
     max_queue: Calls that may wait; the next one is refused.
     """
 
-    def __init__(self, limits: Limits, most: int, max_queue: int) -> None:
+    def __init__(self, name: str, limits: Limits, most: int, max_queue: int) -> None:
+        self.name = name
         self.limits = limits
         self.most = most
         self.max_queue = max_queue
@@ -153,7 +155,7 @@ class Admission:
             else:
                 name = _OTHERS
         if name not in self.families:
-            self.families[name] = Family(self.limits, self.time)
+            self.families[name] = Family(f"{self.name}/{name}", self.limits, self.time)
         return self.families[name]
 
     async def _wait(self, ticket: Ticket, limiter: Limiter, now: float) -> None:

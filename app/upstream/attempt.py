@@ -32,7 +32,7 @@ class Upstream:
         self.name = name
         self.settings = settings
         self.client = client
-        self.admission = Admission(_limits(settings), settings.most_in_flight, settings.max_queue)
+        self.admission = Admission(name, _limits(settings), settings.most_in_flight, settings.max_queue)
         self.budget = RetryBudget()
         self.figures = UpstreamFigures()
         self._opener = Opener(name, settings, max_reply_bytes)

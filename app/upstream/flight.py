@@ -117,7 +117,7 @@ class Flight:
         family, permit = self.slot.family, self._permit or "call"
         self._permit = None
         if sick is None:
-            family.breaker.succeeded(permit, family.time())
+            family.is_well(permit)
         elif not self._struck:
             self._struck = True
             family.strike(permit, sick, alone=self._alone)
