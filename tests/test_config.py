@@ -329,6 +329,46 @@ _WRONG: dict[str, tuple[dict[str, str], list[str]]] = {
         {"UPSTREAMS__WEST__BASE_URL": "https://"},
         ["upstreams.west.base_url", "'https://'", "http://"],
     ),
+    "no call at once": (
+        {"UPSTREAMS__WEST__MAX_IN_FLIGHT": "0"},
+        ["upstreams.west.max_in_flight", "'0'", "greater than or equal to 1"],
+    ),
+    "too many calls at once": (
+        {"UPSTREAMS__WEST__MAX_IN_FLIGHT": "100001"},
+        ["upstreams.west.max_in_flight", "100001", "less than or equal to 100000"],
+    ),
+    "a queue of less than nothing": (
+        {"UPSTREAMS__WEST__MAX_QUEUE": "-1"},
+        ["upstreams.west.max_queue", "-1", "greater than or equal to 0"],
+    ),
+    "no request a minute": (
+        {"UPSTREAMS__WEST__REQUESTS_PER_MINUTE": "0"},
+        ["upstreams.west.requests_per_minute", "'0'", "greater than or equal to 1"],
+    ),
+    "half a request a minute": (
+        {"UPSTREAMS__WEST__REQUESTS_PER_MINUTE": "0.5"},
+        ["upstreams.west.requests_per_minute", "0.5", "integer"],
+    ),
+    "a negative limit": (
+        {"UPSTREAMS__WEST__TOKENS_PER_MINUTE": "-2000"},
+        ["upstreams.west.tokens_per_minute", "-2000", "greater than or equal to 1"],
+    ),
+    "an absurd limit": (
+        {"UPSTREAMS__WEST__TOKENS_PER_MINUTE": "1" + "0" * 30},
+        ["upstreams.west.tokens_per_minute", "less than or equal to 10000000000"],
+    ),
+    "a limit that is no number": (
+        {"UPSTREAMS__WEST__REQUESTS_PER_MINUTE": "inf"},
+        ["upstreams.west.requests_per_minute", "inf"],
+    ),
+    "concurrency of another kind": (
+        {"UPSTREAMS__WEST__CONCURRENCY": "none"},
+        ["upstreams.west.concurrency", "'none'", "'adaptive' or 'fixed'"],
+    ),
+    "a strategy that is none": (
+        {"MODELS__FAST__TARGETS": '["simulator/m"]', "MODELS__FAST__STRATEGY": "random"},
+        ["models.fast.strategy", "'random'", "'fallback', 'balance' or 'hedge'"],
+    ),
     "a field that is none": ({"UPSTREAMS__WEST__MAX_FLIGHT": "5"}, ["upstreams.west.max_flight"]),
     "azure without an endpoint": ({"UPSTREAMS__WEST__KIND": "azure"}, ["upstreams.west", "AZURE_OPENAI_ENDPOINT"]),
     "a target without an upstream": (

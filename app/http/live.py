@@ -89,8 +89,8 @@ class LiveResponse(EventSourceResponse):
             self._failure = error
             self._record.error = error.code or error.type
             raise ReplyCutError from error
-        except SendTimeoutError as error:
-            self._failure = error
+        except SendTimeoutError:
+            self._failure = ClientHungUpError("the client does not read")
             _abort(receive)
             raise
         except BaseException as error:

@@ -16,6 +16,7 @@ _FEWEST = 20
 _FEWEST_ALONE = 40
 _WINDOW_SECONDS = 10.0
 _FIRST_OPEN_SECONDS = 1.0
+_PROBE_SECONDS = 10.0  # after which a probe that hangs does not stand in another's way
 _LONGEST_OPEN_SECONDS = 5.0  # so that a healed upstream is found soon; a probe costs one call
 
 
@@ -26,7 +27,7 @@ class Breaker:
     """
 
     __slots__ = (
-        "_before", "_calls", "_failures", "_in_a_row", "_open_seconds", "_probe_out", "_window_until",
+        "_before", "_calls", "_failures", "_in_a_row", "_open_seconds", "_probe_until", "_window_until",
         "open_until", "opened", "reason", "state",
     )  # fmt: skip
 
@@ -40,13 +41,13 @@ class Breaker:
         self._before = (0, 0)
         self._window_until = now + _WINDOW_SECONDS
         self._open_seconds = _FIRST_OPEN_SECONDS
-        self._probe_out = False
+        self._probe_until = -math.inf  # one is out, and its answer is waited for
 
     def lets_through(self, now: float) -> bool:
         """Whether a call could be sent now; nothing is spent."""
         if self.state == "closed":
             return True
-        return not self._probe_out and now >= self.open_until
+        return now >= self.open_until and now >= self._probe_until
 
     def enter(self, now: float) -> Permit | None:
         """Returns: What the call may be sent as; None: it may not.
@@ -57,7 +58,7 @@ class Breaker:
             return "call"
         if not self.lets_through(now):
             return None
-        self.state, self._probe_out = "half_open", True
+        self.state, self._probe_until = "half_open", now + _PROBE_SECONDS
         return "probe"
 
     def succeeded(self, permit: Permit, now: float) -> None:
@@ -89,15 +90,15 @@ class Breaker:
     def abandoned(self, permit: Permit) -> None:
         """The call ended without a verdict: its client went. A probe may be sent again."""
         if permit == "probe":
-            self._probe_out = False
+            self._probe_until = -math.inf
 
     def _open(self, reason: str, now: float) -> None:
-        self.state, self.reason, self._probe_out = "open", reason, False
+        self.state, self.reason, self._probe_until = "open", reason, -math.inf
         self.open_until = now + self._open_seconds
         self.opened += 1
 
     def _close(self, now: float) -> None:
-        self.state, self.reason, self._probe_out = "closed", "", False
+        self.state, self.reason, self._probe_until = "closed", "", -math.inf
         self._open_seconds = _FIRST_OPEN_SECONDS
         self._in_a_row = self._calls = self._failures = 0
         self._before = (0, 0)

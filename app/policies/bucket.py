@@ -6,6 +6,7 @@ from app.policies.quota import Quota
 
 _MINUTE = 60.0
 _INSTANT = 0.01  # seconds
+_OVERTAKING = 1.0  # seconds that a new connection may take
 _SPAN_SECONDS = 1.0  # what others take is judged over spans at least as long: shorter ones are mostly noise
 _LEARNING = 0.3
 _RETURNS = 64  # more of them at once are a storm, in which the breaker has the word
@@ -16,14 +17,16 @@ _NOTHING = 1e-6  # what rounding leaves
 class Mark:
     """One instant of sending: how much had been taken in all before it and after it.
 
-    In which order the upstream hears the calls of one instant, nobody knows: new connections overtake each other.
+    In which order the upstream hears the calls of one instant, nobody knows, and a call on a new connection is
+    overtaken by those on old ones: `before` is what had been taken a second earlier.
     """
 
-    __slots__ = ("after", "at", "before")
+    __slots__ = ("after", "at", "before", "company")
 
     def __init__(self, at: float, taken: float) -> None:
         self.at = at
         self.before = self.after = taken
+        self.company = 0  # calls in flight after it
 
 
 class Bucket:
@@ -39,6 +42,7 @@ class Bucket:
         "_heard_at",
         "_known",
         "_mark",
+        "_recent",
         "_returned",
         "_said",
         "level",
@@ -59,6 +63,9 @@ class Bucket:
         self._heard_at = float("-inf")  # when the call was sent whose reply is believed
         self._said: tuple[float, float, float] | None = None  # when, what we had taken by then, what was left
         self._mark = Mark(now, 0.0)
+        self._recent: deque[tuple[float, float]] = (
+            deque()
+        )  # instants of the last second, and what was taken before them
         self._returned: deque[tuple[float, float]] = deque(maxlen=_RETURNS)  # what was given back: when taken, how much
 
     @property
@@ -71,6 +78,11 @@ class Bucket:
         mark = self._mark
         if not 0.0 <= now - mark.at < _INSTANT:
             mark = self._mark = Mark(now, self.taken)
+            recent = self._recent
+            recent.append((now, self.taken))
+            while not 0.0 <= now - recent[0][0] <= _OVERTAKING:
+                recent.popleft()
+            mark.before = recent[0][1]
         self.taken += amount
         mark.after = self.taken
         if self.limit is not None:
@@ -85,7 +97,7 @@ class Bucket:
             self._said = (at, taken + amount, left)
         if self.limit is not None:
             self._returned.append((mark.at, amount))
-            if mark.at > self._heard_at:  # else what the upstream has said has it in already
+            if mark.at >= self._heard_at:  # else what the upstream has said has it in already
                 self.level = min(self.limit, self.level + amount)
 
     def wait(self, amount: float, now: float, keep: float = 0.0) -> float:
@@ -125,7 +137,7 @@ class Bucket:
         self._refill(now)
         returned = sum(amount for at, amount in self._returned if at > mark.at)
         left = said.remaining + self.net_rate * max(0.0, now - mark.at) - (self.taken - returned)
-        # the call was one of its instant, the first or the last to be heard: our own account decides within that
+        # which of the last second's calls were heard before this one, nobody knows: our own account decides within that
         self.level = min(max(self.level, left + mark.before), left + mark.after, self.limit)
 
     def snapshot(self, now: float) -> dict[str, float] | None:

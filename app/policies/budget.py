@@ -5,20 +5,27 @@ Source: "Retry behavior", AWS SDKs and Tools Reference Guide (standard mode); "T
 
 _CAPACITY = 500.0
 _RETRY = 14.0
+_REFILL_A_SECOND = 5.0  # so that one who has nothing left can find out whether all is well again
 _HEDGES_A_CALL = 0.02
 _MOST_HEDGES = 10.0
 
 
 class RetryBudget:
-    """One upstream's quota: a retry costs 14 of 500, a success gives back 1, a retried one what its retry cost."""
+    """One upstream's quota: a retry costs 14 of 500, a success gives back 1, a retried one what its retry cost.
 
-    __slots__ = ("left",)
+    Args: now: Seconds, on any clock that the caller goes on with.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_at", "left")
+
+    def __init__(self, now: float) -> None:
         self.left = _CAPACITY
+        self._at = now
 
-    def spend(self) -> bool:
+    def spend(self, now: float) -> bool:
         """Returns: Whether there was enough for one retry; it is spent then."""
+        self.left = min(_CAPACITY, self.left + _REFILL_A_SECOND * max(0.0, now - self._at))
+        self._at = now
         if self.left < _RETRY:
             return False
         self.left -= _RETRY

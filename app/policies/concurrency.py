@@ -67,7 +67,7 @@ class AdaptiveLimit(FixedLimit):
     the next step, so that lost capacity that comes back is used within a few round trips.
     """
 
-    __slots__ = ("_before", "_calm", "_cut_at", "_most", "_probe_at", "_probe_wait", "_step", "ceiling")
+    __slots__ = ("_before", "_calm", "_cut_at", "_measured_at", "_most", "_probe_at", "_probe_wait", "_step", "ceiling")
 
     def __init__(self, most: int) -> None:
         super().__init__(min(most, START))
@@ -75,6 +75,7 @@ class AdaptiveLimit(FixedLimit):
         self._most = most
         self._calm = True
         self._cut_at = float("-inf")
+        self._measured_at: float | None = None
         self._step = 1
         self._probe_at = 0.0
         self._probe_wait = _PROBE_SECONDS
@@ -96,12 +97,15 @@ class AdaptiveLimit(FixedLimit):
 
     def refused(self, sent_at: float, company: int, now: float) -> None:
         if sent_at <= self._cut_at:  # sent before the last cut: it tells of the same excess
+            if sent_at == self._measured_at:  # and of how large that was: of its instant's calls, one less was let in
+                self.limit = self.ceiling = max(1, self.limit - 1)
             return
-        taken = max(1, min(company - 1, self.limit))
-        # the first refusal tells how many were too many; if fewer are still too many, that is not the measure
-        found = taken if self._calm else int(taken * _CUT)
+        # the first refusal near the limit tells how many were too many; if fewer are still too many, or far fewer were,
+        # that is not the measure
+        measures = self._calm and 2 * company > self.limit
+        self._measured_at = sent_at if measures else None
         self._calm = False
-        self._settle_at(max(1, found), now)
+        self._settle_at(min(company - 1, self.limit) if measures else int(self.limit * _CUT), now)
 
     def _delayed(self, in_flight: float, queued: float, waited: float, now: float) -> bool:
         """Calls wait inside: as many as do not wait are what the upstream takes (Little's law)."""
@@ -111,12 +115,12 @@ class AdaptiveLimit(FixedLimit):
             self.limit, self.ceiling, _ = self._before  # fewer calls, no less delay: it is not ours
             self._before = None
             return True
-        self._settle_at(max(1, min(self.limit, round(in_flight - queued))), now)
+        self._settle_at(min(self.limit, round(in_flight - queued)), now)
         return False
 
     def _settle_at(self, limit: int, now: float) -> None:
         self._probe_wait = min(2 * self._probe_wait, _LONGEST_PROBE_SECONDS) if self.probing else _PROBE_SECONDS
-        self.limit = self.ceiling = limit
+        self.limit = self.ceiling = max(1, limit)
         self.probing = False
         self._cut_at = now
         self._probe_at = now + self._probe_wait

@@ -3,6 +3,7 @@
 _LEARNING = 0.05
 _BYTES_A_TOKEN = 4.0
 _FIRST_GUESS = 200.0
+_MOST_TEXT = 65_536  # bytes: what is larger is mostly pictures, which cost few tokens
 
 
 class TokenEstimate:
@@ -22,11 +23,11 @@ class TokenEstimate:
             Tokens to reserve.
         """
         output = self.output if most is None else min(self.output, most)
-        return max(1.0, size * self.tokens_a_byte + output)
+        return max(1.0, min(size, _MOST_TEXT) * self.tokens_a_byte + output)
 
     def learn(self, size: int, prompt: float, output: float) -> None:
         """A reply's `usage` said what it was."""
-        if size > 0:
+        if 0 < size <= _MOST_TEXT:
             self.tokens_a_byte += _LEARNING * (prompt / size - self.tokens_a_byte)
         if output > 0:
             self.output += _LEARNING * (output - self.output)

@@ -26,7 +26,6 @@ class Ticket:
         deadline: When it must be over, on the clock of those who ask.
         patient: Its queueing is bounded elsewhere: it is never refused.
         sent_at: When it was let go; None while it waits.
-        company: Calls in flight when it was sent, itself included.
         charged: Its caller's share has paid for it: others were waiting, too.
     """
 
@@ -36,7 +35,6 @@ class Ticket:
     deadline: float = float("inf")
     patient: bool = False
     sent_at: float | None = None
-    company: int = 0
     charged: bool = False
     requests_mark: Mark | None = None
     tokens_mark: Mark | None = None

@@ -6,32 +6,18 @@ to come. Pure: the clock is handed in, and nothing here waits. Source of the sca
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from app.policies.bucket import Bucket
 from app.policies.concurrency import AdaptiveLimit, FixedLimit
 from app.policies.demand import Demand
 from app.policies.lanes import FairQueue, Lane, Ticket
+from app.policies.limits import Limits
+from app.policies.pause import Pause
 from app.policies.quota import Quota
 from app.policies.rounds import Rounds
 
 _LEARNING = 0.1
-_LONGEST_PAUSE = 60.0
 _HOPELESS = 0.75  # of the usual time
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Attributes:
-    concurrency: `fixed`: `in_flight` calls at once; `adaptive`: found by asking, `in_flight` at most.
-    requests, tokens: A minute; None: not known.
-    """
-
-    concurrency: Literal["fixed", "adaptive"] = "adaptive"
-    in_flight: int = 2048
-    requests: float | None = None
-    tokens: float | None = None
 
 
 class Limiter:
@@ -49,12 +35,12 @@ class Limiter:
         self.lanes: dict[Lane, FairQueue] = {"interactive": FairQueue(), "batch": FairQueue()}
         self.flying: dict[Lane, int] = {"interactive": 0, "batch": 0}
         self.in_flight = 0
-        self.paused_until = float("-inf")
+        self.pause = Pause()
         self.held_seconds: float | None = None
         self._demand = Demand(now)
         self._usual_tokens = 1.0  # of an interactive call
+        self._mean_tokens = 1.0  # of any call
         self._rounds = Rounds(self.concurrency, now)
-        self._refused_at: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -65,6 +51,11 @@ class Limiter:
         """Places that batch calls leave free beyond those that interactive calls have taken."""
         return max(0, min(self._demand.reserve, self.concurrency.limit // 2) - self.flying["interactive"])
 
+    def is_idle(self, now: float) -> bool:
+        """Whether nothing is under way, waits or is used up."""
+        used = any(bucket.wait(bucket.limit or 0.0, now) for bucket in (self.requests, self.tokens))
+        return not (self.in_flight or self.waiting or used or now < self.pause.until)
+
     # asking
 
     def enter(self, ticket: Ticket, now: float, *, room: bool = True) -> bool:
@@ -73,11 +64,12 @@ class Limiter:
         Returns: Whether the ticket is let go at once; else it waits in its lane.
         """
         interactive = ticket.lane == "interactive"
+        self._mean_tokens += _LEARNING * (ticket.tokens - self._mean_tokens)
         if interactive:
             self._usual_tokens += _LEARNING * (ticket.tokens - self._usual_tokens)
         lanes = self.lanes
         is_next = not lanes["interactive"].count and (interactive or not lanes["batch"].count)
-        if is_next and room and self._has_place(ticket) and self._pause(ticket, now) <= 0.0:
+        if is_next and room and self._has_place(ticket) and self._opens_in(ticket, now) <= 0.0:
             self._send(ticket, now)
             return True
         lanes[ticket.lane].put(ticket)
@@ -89,26 +81,32 @@ class Limiter:
         self.lanes[ticket.lane].remove(ticket)
         self._see_demand(now)
 
-    def admit(self, now: float, room: int) -> Iterator[Ticket]:
-        """Yields: Those who are let go now, the next one's turn first; at most `room`.
+    def admit(self, now: float, room: int, batch_room: int | None = None) -> Iterator[Ticket]:
+        """Yields: Those who are let go now, the next one's turn first.
 
         One that comes with `sent_at` None has waited too long: it could not be answered before its deadline.
+
+        Args: room, batch_room: Places beyond this limiter, for all and for batch calls.
         """
-        while room > 0 and (ticket := self._next(now)) is not None:
+        batch_room = room if batch_room is None else batch_room
+        while (ticket := self._next(now)) is not None and (room if ticket.lane == "interactive" else batch_room) > 0:
             self.lanes[ticket.lane].pop()
             if ticket.patient or now + _HOPELESS * (self.held_seconds or 0.0) <= ticket.deadline:
-                room -= 1
+                room, batch_room = room - 1, batch_room - 1
                 self._send(ticket, now)
             else:
                 self._see_demand(now)
             yield ticket
 
-    def opens_in(self, now: float) -> float | None:
-        """Returns: Seconds until time alone lets the next one go; None: somebody must leave first, or nobody waits."""
+    def opens_in(self, now: float, *, batch: bool = True) -> float | None:
+        """Args: batch: There is a place for a batch call beyond this limiter.
+
+        Returns: Seconds until time alone lets the next one go; None: somebody must leave first, or nobody waits.
+        """
         ticket = self._head()
-        if ticket is None or not self._has_place(ticket):
+        if ticket is None or (ticket.lane == "batch" and not batch) or not self._has_place(ticket):
             return None
-        return self._pause(ticket, now)
+        return self._opens_in(ticket, now)
 
     def wait_for(self, ticket: Ticket, now: float) -> float:
         """Returns: Seconds until a ticket that has just joined its lane will be answered, by all that is known."""
@@ -119,10 +117,10 @@ class Limiter:
         held = self.held_seconds or 0.0
         limit = self.concurrency.limit
         if not self.concurrency.settled:  # it grows while the ticket waits
-            limit = min(4 * limit, self.most)
+            limit = min(limit * 3 // 2, self.most)
         place = max(0, ahead + self.in_flight - limit) * held / limit
         quota = max(self.requests.wait_for_all(ahead, now), self.tokens.wait_for_all(tokens, now))
-        return max(place, quota, self.paused_until - now) + held
+        return max(place, quota, self.pause.until - now) + held
 
     # what comes back
 
@@ -140,8 +138,8 @@ class Limiter:
 
     def let_in(self, ticket: Ticket) -> None:
         """Whatever became of the call: the upstream did not have too much when it was sent."""
-        if self._refused_at is not None and ticket.sent_at is not None and ticket.sent_at > self._refused_at:
-            self._refused_at = None
+        if ticket.sent_at is not None:
+            self.pause.let_in(ticket.sent_at)
 
     def told(
         self, ticket: Ticket, requests: Quota | None, tokens: Quota | None, now: float, *, refused: bool = False
@@ -157,22 +155,25 @@ class Limiter:
         ticket: Ticket,
         now: float,
         *,
+        counted: bool = True,
         retry_after: float | None = None,
         requests: Quota | None = None,
         tokens: Quota | None = None,
     ) -> None:
-        """The upstream had too much, of calls at once or of a quota: its headers say which. Still call `ended`."""
+        """The upstream had too much, of calls at once or of a quota: its headers say which. Still call `ended`.
+
+        Args: counted: It has counted (429); else it is just not able (503, silence).
+        """
         sent_at = ticket.sent_at if ticket.sent_at is not None else now
-        of_quota = _short_of(requests, 1.0) or _short_of(tokens, 2 * ticket.tokens)
+        of_requests, of_tokens = _short_of(requests, 1.0), _short_of(tokens, 2 * ticket.tokens)
+        of_quota = of_requests or of_tokens
         self.told(ticket, requests, tokens, now, refused=of_quota)
-        if not of_quota:
-            self._rounds.refused(sent_at, ticket.company, now)
-        # one refusal may be a matter of calls in flight, which ends with the next one; two in a row, one of time
-        in_a_row = self._refused_at is not None and sent_at > self._refused_at
-        if retry_after and (of_quota or in_a_row):
-            self.paused_until = max(self.paused_until, now + min(retry_after, _LONGEST_PAUSE))
-        if in_a_row or self._refused_at is None:
-            self._refused_at = now
+        mark = ticket.requests_mark
+        if mark is not None and not of_quota:
+            self._rounds.refused(mark.at, mark.company if counted else 0, now)
+        # of tokens, there may be too few for this call only
+        for_all = of_requests or (of_tokens and _short_of(tokens, 2 * self._mean_tokens))
+        self.pause.refused(sent_at, now, retry_after, for_all=for_all)
 
     def ended(self, ticket: Ticket, now: float, *, used: float | None, answered: bool, complete: bool = True) -> None:
         """A call is over and its place is free.
@@ -211,7 +212,7 @@ class Limiter:
 
     def _next(self, now: float) -> Ticket | None:
         ticket = self._head()
-        if ticket is None or not self._has_place(ticket) or self._pause(ticket, now) > 0.0:
+        if ticket is None or not self._has_place(ticket) or self._opens_in(ticket, now) > 0.0:
             return None
         return ticket
 
@@ -225,10 +226,10 @@ class Limiter:
         self._rounds.blocked(at_limit=False)
         return False
 
-    def _pause(self, ticket: Ticket, now: float) -> float:
+    def _opens_in(self, ticket: Ticket, now: float) -> float:
         keep = self._demand.reserve if ticket.lane == "batch" else 0
         return max(
-            self.paused_until - now,
+            self.pause.until - now,
             self.requests.wait(1.0, now, keep),
             self.tokens.wait(ticket.tokens, now, keep * self._usual_tokens),
         )
@@ -237,8 +238,9 @@ class Limiter:
         self._rounds.moved(self.in_flight, now)
         self.in_flight += 1
         self.flying[ticket.lane] += 1
-        ticket.sent_at, ticket.company = now, self.in_flight
+        ticket.sent_at = now
         ticket.requests_mark = self.requests.take(1.0, now)
+        ticket.requests_mark.company = self.in_flight
         ticket.tokens_mark = self.tokens.take(ticket.tokens, now)
         self._see_demand(now)
 

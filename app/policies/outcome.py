@@ -72,9 +72,9 @@ def of_error(error: GatewayError) -> Outcome:
     """Judges an attempt that got no usable reply."""
     if isinstance(error, UpstreamUnreachableError | UpstreamCutError):
         return _SICK
-    if isinstance(error, FirstTokenTimeoutError | IdleTimeoutError):
+    if isinstance(error, FirstTokenTimeoutError):
         return _SILENT
-    if isinstance(error, UpstreamMalformedError):  # it is paid for and would come again
+    if isinstance(error, UpstreamMalformedError | IdleTimeoutError):  # it is paid for and would come again
         return _BROKEN
     if isinstance(error, _NOT_HERE):
         return _ELSEWHERE

@@ -7,8 +7,6 @@ _REFRESH = 20  # calls between two looks at them
 _HEDGE_TIMES = 1.5
 _OVERDUE_TIMES = 4.0
 _SHORTEST_OVERDUE = 1.0
-_LONGEST_OVERDUE = 30.0
-_OVERDUE_UNKNOWN = 10.0
 
 
 class Patience:
@@ -34,11 +32,9 @@ class Patience:
         return self._p95
 
     @property
-    def overdue(self) -> float:
-        """Seconds after which a call that has heard nothing counts against its target."""
-        if (usual := self.p95) is None:
-            return _OVERDUE_UNKNOWN
-        return min(max(_OVERDUE_TIMES * usual, _SHORTEST_OVERDUE), _LONGEST_OVERDUE)
+    def overdue(self) -> float | None:
+        """Seconds after which a call that has heard nothing counts against its target; None: too little is known."""
+        return None if (usual := self.p95) is None else max(_OVERDUE_TIMES * usual, _SHORTEST_OVERDUE)
 
     @property
     def hedge(self) -> float | None:

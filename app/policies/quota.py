@@ -12,6 +12,7 @@ from typing import Literal
 Unit = Literal["requests", "tokens"]
 
 _UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_LONGEST_RESET = 86_400.0
 _PART = r"(\d{1,12}(?:\.\d{1,12})?)(ms|us|µs|ns|[dhms])"
 _DURATION = re.compile(f"(?:{_PART})+")
 _PARTS = re.compile(_PART)
@@ -51,6 +52,9 @@ class QuotaReader:
         reset = self._value(headers.get(f"x-ratelimit-reset-{unit}"))
         if remaining is not None and (remaining < 0 or (remaining == 0 and not reset)):
             remaining = None  # nothing left and nothing to come: it does not know
+        if reset is not None and reset > _LONGEST_RESET:  # a date, say
+            self.garbage += 1
+            reset = None
         found = Quota(limit or None, remaining, reset or None)
         return None if found == _NOTHING else found
 

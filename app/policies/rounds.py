@@ -3,7 +3,7 @@
 from app.policies.concurrency import FixedLimit, Round
 from app.policies.delay import DelayGauge
 
-_EXPLICIT_SECONDS = 600.0
+_EXPLICIT_SECONDS = 120.0
 _INSTANT = 1e-9
 
 
@@ -32,7 +32,8 @@ class Rounds:
 
     def refused(self, sent_at: float, company: int, now: float) -> None:
         """As `FixedLimit.refused`. Who says when it has too many is believed, and its delay is not asked."""
-        self._explicit_until = now + _EXPLICIT_SECONDS
+        if company:
+            self._explicit_until = now + _EXPLICIT_SECONDS
         self._concurrency.refused(sent_at, company, now)
 
     def answered(self, sent_at: float, now: float, *, tokens: float | None, whole: bool, metered: bool) -> None:

@@ -4,20 +4,22 @@ A limiter per model family, since upstreams count their limits so; one bound on 
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Mapping
 
 from app.errors import QueueFullError, RateLimitError
-from app.policies.lanes import Ticket
-from app.policies.limiter import Limiter, Limits
+from app.policies.lanes import Lane, Ticket
+from app.policies.limiter import Limiter
+from app.policies.limits import Limits
+from app.policies.pool import Pool
 from app.policies.quota import QuotaReader
 from app.policies.retry import retry_after_of
-from app.upstream.family import Family, family_of
+from app.upstream.family import Families, Family
 
-_MOST_FAMILIES = 64
-_OTHERS = "*"  # where there are more: models' names come from clients
 _SOONEST_SECONDS = 0.001
 _LONGEST_WAIT = 3600.0
-_MARGIN = 1.15  # an estimate is not a promise, and who is let in to be late takes another one's place
+_MARGIN = 1.3  # an estimate is not a promise, and who is let in to be late takes another one's place
 _TOO_LATE = "this upstream's limits leave no place before the call's deadline"
 
 
@@ -47,13 +49,14 @@ class Slot:
         """The upstream answered with an error that is no refusal."""
         self.family.limiter.let_in(self._ticket)
 
-    def refused(self, headers: Mapping[str, str], wall_clock: float) -> None:
-        """The upstream had too much. Args: wall_clock: Seconds since the epoch, for a Retry-After that is a date."""
+    def refused(self, status: int, headers: Mapping[str, str]) -> None:
+        """The upstream had too much. Args: status: What it said; 504: nothing."""
         quotas = self._admission.quotas
         self.family.limiter.refused(
             self._ticket,
             self._admission.time(),
-            retry_after=retry_after_of(headers, wall_clock),
+            counted=status == 429,
+            retry_after=retry_after_of(headers, time.time()),
             requests=quotas.read(headers, "requests"),
             tokens=quotas.read(headers, "tokens"),
         )
@@ -73,7 +76,7 @@ class Slot:
             self.family.estimate.learn(self._size, *usage)
         now = self._admission.time()
         self.family.limiter.ended(self._ticket, now, used=used, answered=answered, complete=complete)
-        self._admission.left()
+        self._admission.left(self._ticket.lane)
 
 
 class Admission:
@@ -85,22 +88,38 @@ class Admission:
     """
 
     def __init__(self, name: str, limits: Limits, most: int, max_queue: int) -> None:
-        self.name = name
-        self.limits = limits
-        self.most = most
-        self.max_queue = max_queue
-        self.in_flight = 0
-        self.peak = 0
-        self.waiting = 0
-        self.families: dict[str, Family] = {}
-        self.quotas = QuotaReader()
         self.time = asyncio.get_running_loop().time
-        self._names: dict[str, str] = {}
+        self.families = Families(name, limits, self.time)
+        self.quotas = QuotaReader()
+        self.pool = Pool(most, self.time())
+        self.max_queue = max_queue
         self._granted: dict[Ticket, asyncio.Future[None]] = {}
         self._patient = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def enter(self, ticket: Ticket, model: str | None, size: int, most_output: int | None) -> Slot:
+    @property
+    def most(self) -> int:
+        return self.pool.most
+
+    @property
+    def in_flight(self) -> int:
+        return self.pool.in_flight
+
+    @property
+    def peak(self) -> int:
+        return self.pool.peak
+
+    @property
+    def waiting(self) -> int:
+        return sum(self.pool.waiting.values())
+
+    def family(self, model: str | None) -> Family:
+        """Args: model: The upstream's name of it; None: the call names none."""
+        return self.families.of(model)
+
+    async def enter(
+        self, ticket: Ticket, model: str | None, size: int, most_output: int | None, longest: float = math.inf
+    ) -> Slot:
         """Waits for a slot.
 
         Args:
@@ -108,65 +127,41 @@ class Admission:
             model: The upstream's name of it; None: the call names none.
             size: Bytes of the request.
             most_output: Tokens that the answer may have; None: not said.
+            longest: Seconds that it may wait, since another target is left.
         Raises:
             QueueFullError: Too many wait already; holds the wait after which a place is likely.
-            RateLimitError: It would wait until after its deadline; holds that wait.
+            RateLimitError: It would wait until after its deadline, or for too long; holds that wait.
         """
         now, family = self.time(), self.family(model)
         ticket.tokens = family.estimate.of(size, most_output)
-        if not family.limiter.enter(ticket, now, room=self.in_flight < self.most):
-            await self._wait(ticket, family.limiter, now)
+        if family.limiter.enter(ticket, now, room=self.pool.room(ticket.lane) > 0):
+            self.pool.went(ticket.lane, now)
         else:
-            self._count()
+            await self._wait(ticket, family.limiter, now, longest)
         return Slot(self, family, ticket, size)
 
-    def left(self) -> None:
+    def left(self, lane: Lane) -> None:
         """Called by `Slot.release` only."""
-        self.in_flight -= 1
-        if self.waiting:
+        self.pool.came_back(lane, self.time())
+        if self._granted:
             self._let_go()
 
     def headroom(self, model: str | None) -> float:
         """Returns: The free share of what a model's calls may have in flight; less than 0: calls wait."""
         limiter = self.family(model).limiter
+        if self.time() < limiter.pause.until:
+            return -1.0 - limiter.waiting
         limit = min(limiter.concurrency.limit, self.most)
-        free = min(limit - limiter.in_flight, self.most - self.in_flight) - limiter.waiting
-        return free / limit
+        return (min(limit - limiter.in_flight, self.pool.free) - limiter.waiting) / limit
 
-    def _count(self) -> None:
-        self.in_flight += 1
-        self.peak = max(self.peak, self.in_flight)
-
-    def family(self, model: str | None) -> Family:
-        """Args: model: The upstream's name of it; None: the call names none."""
-        name = self._names.get(model or "")
-        if name is None:
-            if len(self._names) > 16 * _MOST_FAMILIES:
-                self._names.clear()
-            name = self._names[model or ""] = family_of(model or "")
-        known = self.families.get(name)
-        return known if known is not None else self._new_family(name)
-
-    def _new_family(self, name: str) -> Family:
-        if len(self.families) >= _MOST_FAMILIES:
-            idle = (one for one, known in self.families.items() if not known.limiter.in_flight + known.limiter.waiting)
-            if (first := next(idle, None)) is not None:
-                del self.families[first]
-            else:
-                name = _OTHERS
-        if name not in self.families:
-            self.families[name] = Family(f"{self.name}/{name}", self.limits, self.time)
-        return self.families[name]
-
-    async def _wait(self, ticket: Ticket, limiter: Limiter, now: float) -> None:
+    async def _wait(self, ticket: Ticket, limiter: Limiter, now: float, longest: float) -> None:
         try:
-            if not ticket.patient:
-                self._check(ticket, limiter, now)
+            self._check(ticket, limiter, now, longest)
         except BaseException:
             limiter.withdraw(ticket, now)
             raise
         granted = self._granted[ticket] = asyncio.get_running_loop().create_future()
-        self.waiting += 1
+        self.pool.waits(ticket.lane, 1, now)
         self._patient += ticket.patient
         self._set_timer(now)
         try:
@@ -174,43 +169,50 @@ class Admission:
         except asyncio.CancelledError:
             self._give_up(ticket, limiter)
             raise
-        finally:
-            self.waiting -= 1
-            self._patient -= ticket.patient
+
+    def _waits_no_more(self, ticket: Ticket, now: float) -> "asyncio.Future[None]":
+        self.pool.waits(ticket.lane, -1, now)
+        self._patient -= ticket.patient
+        return self._granted.pop(ticket)
 
     def _give_up(self, ticket: Ticket, limiter: Limiter) -> None:
-        if ticket.sent_at is None:
-            if self._granted.pop(ticket, None) is not None:  # else it was just told that it is too late
-                limiter.withdraw(ticket, self.time())
-        else:  # let go in the same moment
-            limiter.ended(ticket, self.time(), used=None, answered=False)
-            self.in_flight -= 1
+        now = self.time()
+        if ticket.sent_at is not None:  # let go in the same moment
+            limiter.ended(ticket, now, used=None, answered=False)
+            self.pool.came_back(ticket.lane, now)
+        elif ticket in self._granted:  # else it was just told that it is too late
+            self._waits_no_more(ticket, now)
+            limiter.withdraw(ticket, now)
         self._let_go()
 
-    def _check(self, ticket: Ticket, limiter: Limiter, now: float) -> None:
-        impatient = self.waiting - self._patient
-        wait = min(max(limiter.wait_for(ticket, now), _SOONEST_SECONDS), _LONGEST_WAIT)
+    def _check(self, ticket: Ticket, limiter: Limiter, now: float, longest: float) -> None:
+        held = limiter.held_seconds or 0.0
+        wait = max(limiter.wait_for(ticket, now), self.pool.wait_for(ticket.lane, held) + held, _SOONEST_SECONDS)
+        if wait - held > longest:
+            raise RateLimitError(f"it would take about {wait:.1f} s here, and another target is left", retry_after=wait)
+        if ticket.patient:
+            return
+        impatient, told = self.waiting - self._patient, min(wait, _LONGEST_WAIT)
         if impatient >= self.max_queue:
-            raise QueueFullError(f"{impatient} calls are waiting already", retry_after=max(1.0, wait))
+            raise QueueFullError(f"{impatient} calls are waiting already", retry_after=max(1.0, told))
         if now + _MARGIN * wait > ticket.deadline:
-            raise RateLimitError(f"{_TOO_LATE}: it would take about {wait:.1f} s", retry_after=wait)
+            raise RateLimitError(f"{_TOO_LATE}: it would take about {wait:.1f} s", retry_after=told)
 
     def _let_go(self) -> None:
         """Wakes those whose turn has come."""
         now = self.time()
-        families = list(self.families.values())
+        families = [family for family in self.families.known.values() if family.limiter.waiting]
         if len(families) > 1:  # interactive first across families, too, and then whoever has least
             families.sort(key=lambda one: (not one.limiter.lanes["interactive"].count, one.limiter.in_flight))
         for family in families:
-            if family.limiter.waiting:
-                for ticket in family.limiter.admit(now, self.most - self.in_flight):
-                    granted = self._granted.pop(ticket)
-                    if ticket.sent_at is not None:
-                        self._count()
-                        if not granted.done():
-                            granted.set_result(None)
-                    elif not granted.done():
-                        granted.set_exception(RateLimitError(_TOO_LATE, retry_after=family.limiter.held_seconds))
+            for ticket in family.limiter.admit(now, self.pool.free, self.pool.room("batch")):
+                granted = self._waits_no_more(ticket, now)
+                if ticket.sent_at is not None:
+                    self.pool.went(ticket.lane, now)
+                    if not granted.done():
+                        granted.set_result(None)
+                elif not granted.done():
+                    granted.set_exception(RateLimitError(_TOO_LATE, retry_after=family.limiter.held_seconds))
         self._set_timer(now)
 
     def _set_timer(self, now: float) -> None:
@@ -218,9 +220,11 @@ class Admission:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self.waiting or self.in_flight >= self.most:
+        if not self._granted or self.pool.free <= 0:
             return
-        opens = [wait for one in self.families.values() if (wait := one.limiter.opens_in(now)) is not None]
+        limiters = (family.limiter for family in self.families.known.values() if family.limiter.waiting)
+        batch = self.pool.room("batch") > 0
+        opens = [wait for limiter in limiters if (wait := limiter.opens_in(now, batch=batch)) is not None]
         if opens:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(min(opens), _SOONEST_SECONDS), self._let_go)

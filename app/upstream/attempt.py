@@ -1,6 +1,7 @@
 """One attempt at one upstream, from the slot to a judged reply."""
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from app.errors import CircuitOpenError, DeadlineError, FirstTokenTimeoutError
 from app.policies.budget import RetryBudget
 from app.policies.lanes import Ticket
-from app.policies.limiter import Limits
+from app.policies.limits import Limits
 from app.policies.routing import Target
 from app.settings import UpstreamSettings
 from app.telemetry import UpstreamFigures
@@ -23,6 +24,7 @@ from app.upstream.types import Call, Reply
 from app.wire.request import with_model
 
 _SOONEST_PROBE_SECONDS = 0.25
+_DETOUR_SECONDS = 1.0  # whoever would wait longer goes to the next target
 
 
 class Upstream:
@@ -33,7 +35,7 @@ class Upstream:
         self.settings = settings
         self.client = client
         self.admission = Admission(name, _limits(settings), settings.most_in_flight, settings.max_queue)
-        self.budget = RetryBudget()
+        self.budget = RetryBudget(self.admission.time())
         self.figures = UpstreamFigures()
         self._opener = Opener(name, settings, max_reply_bytes)
 
@@ -49,10 +51,10 @@ class Upstream:
         Raises:
             GatewayError: There was no usable reply. The slot is free again.
         """
-        flight = await self._admitted(call, target, deadline, alone=alone)
+        flight = await self._admitted(call, target, deadline, alone=alone, last=last)
         try:
             work = self._exchange(call, target, deadline, flight)
-            return await (work if last else _unless_overdue(flight, work))
+            return await (work if last else _unless_overdue(flight, work, self.settings.first_token_timeout))
         except BaseException as error:
             flight.end(None, error)
             raise
@@ -64,10 +66,10 @@ class Upstream:
         return {
             "retry_budget": round(self.budget.left),
             "garbage_headers": self.admission.quotas.garbage,
-            "models": {name: family.snapshot() for name, family in self.admission.families.items()},
+            "models": {name: family.snapshot() for name, family in self.admission.families.known.items()},
         }
 
-    async def _admitted(self, call: Call, target: Target, deadline: float, *, alone: bool) -> Flight:
+    async def _admitted(self, call: Call, target: Target, deadline: float, *, alone: bool, last: bool) -> Flight:
         # 4. admission
         family = self.admission.family(target.model)
         if not family.breaker.lets_through(family.time()):  # no need to wait for a slot to hear that
@@ -75,7 +77,8 @@ class Upstream:
         ticket = Ticket(call.caller, call.lane, deadline=deadline, patient=call.patient)
         asked = time.monotonic()
         try:
-            slot = await self.admission.enter(ticket, target.model, len(call.body), call.most_output)
+            longest = math.inf if last else _DETOUR_SECONDS
+            slot = await self.admission.enter(ticket, target.model, len(call.body), call.most_output, longest)
         finally:
             call.trace.queue_ms += (time.monotonic() - asked) * 1000
         # 5. breaker: innermost, so that a probe is spent only on a call that is really sent
@@ -132,18 +135,19 @@ def _limits(settings: UpstreamSettings) -> Limits:
     )
 
 
-async def _unless_overdue(flight: Flight, work: Coroutine[Any, Any, Reply]) -> Reply:
+async def _unless_overdue(flight: Flight, work: Coroutine[Any, Any, Reply], patience: float) -> Reply:
     """Awaits the reply, but lets another target have the call once this one is known to have fallen silent.
 
     A call that has heard nothing for several times as long as usual counts as a failure; when enough of them open the
     breaker, all that still wait there are given up. One slow answer alone is waited for.
 
+    Args: patience: Seconds, where the usual time is not known.
     Raises: FirstTokenTimeoutError: The target is given up.
     """
     family = flight.slot.family
     task = asyncio.create_task(work, name="attempt")
     try:
-        await asyncio.wait({task}, timeout=flight.patience.overdue)
+        await asyncio.wait({task}, timeout=flight.patience.overdue or patience)
         if not task.done():
             family.overdue.add(task)
             flight.overdue()

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from app.errors import CircuitOpenError, DeadlineError, GatewayError
 from app.policies import outcome
@@ -13,9 +13,10 @@ from app.policies.retry import RetryPolicy, retry_after_of
 from app.policies.routing import Router, Target
 from app.upstream.attempt import Upstream
 from app.upstream.hedge import Hedger
-from app.upstream.types import Call, Reply
+from app.upstream.types import Call, Reply, is_over
 
 _BUDGET_SECONDS = 1.0
+_PATIENCE_SECONDS = 60.0  # that a fan-out's item waits for an upstream to be well again
 _GRACE_SECONDS = 0.02  # an attempt's own clock rings first: it knows whose time it was that ran out
 
 
@@ -70,8 +71,12 @@ class CallStack:
             return reply
         ordered = self._ordered(call, targets)
         if len(ordered) > 1 and self.router.strategy(call.model) == "hedge":
-            return await self._hedger.send(call, ordered, lambda one, rest: self._in_turn(one, rest, deadline))
-        reply, _ = await self._in_turn(call, ordered, deadline)
+
+            def send(one: Call, some: Sequence[Target], more: int) -> Awaitable[tuple[Reply, Outcome]]:
+                return self._in_turn(one, some, deadline, alone=False, more=more)
+
+            return await self._hedger.send(call, ordered, deadline, send)
+        reply, _ = await self._in_turn(call, ordered, deadline, alone=len(ordered) == 1)
         return reply
 
     def _ordered(self, call: Call, targets: Sequence[Target]) -> Sequence[Target]:
@@ -89,18 +94,23 @@ class CallStack:
     def _breaker(self, target: Target) -> Breaker:
         return self.upstreams[target.upstream].admission.family(target.model).breaker
 
-    async def _in_turn(self, call: Call, targets: Sequence[Target], deadline: float) -> tuple[Reply, Outcome]:
-        alone = len(targets) == 1
+    async def _in_turn(
+        self, call: Call, targets: Sequence[Target], deadline: float, *, alone: bool, more: int = 0
+    ) -> tuple[Reply, Outcome]:
+        """Args:
+        alone: There never was another target.
+        more: Targets beside these that can still be asked.
+        """
         for left, target in zip(range(len(targets) - 1, 0, -1), targets, strict=False):
             try:
-                reply, judged = await self._retried(call, target, deadline, left=left, alone=alone)
+                reply, judged = await self._retried(call, target, deadline, left=left + more, alone=alone)
             except GatewayError as error:
-                if not outcome.of_error(error).reroute:
+                if not outcome.of_error(error).reroute or is_over(deadline):
                     raise
             else:
                 if not judged.reroute:
                     return reply, judged
-        return await self._retried(call, targets[-1], deadline, left=0, alone=alone)
+        return await self._retried(call, targets[-1], deadline, left=more, alone=alone)
 
     async def _retried(
         self, call: Call, target: Target, deadline: float, *, left: int, alone: bool
@@ -113,6 +123,7 @@ class CallStack:
         upstream = self.upstreams[target.upstream]
         call.trace.upstream = upstream.name
         attempt = 0
+        give_up = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
         while True:
             failure, retry_after = None, None
             try:
@@ -122,7 +133,7 @@ class CallStack:
                 if judged.retry:
                     retry_after = retry_after_of(reply.headers, time.time())
             except CircuitOpenError as error:
-                if left or not call.patient:
+                if left or not call.patient or asyncio.get_running_loop().time() >= give_up:
                     raise
                 await asyncio.sleep((error.retry_after or 0.0) * (1 + self._draw()))
                 continue  # nothing was sent
@@ -130,7 +141,7 @@ class CallStack:
                 failure, judged = error, outcome.of_error(error)
             attempt += 1
             wait = self._wait(judged, attempt, retry_after, deadline, left)
-            if wait is not None and await self._affords(upstream, patient=call.patient and not left):
+            if wait is not None and await self._affords(upstream, give_up if call.patient and not left else 0.0):
                 await asyncio.sleep(wait)
             elif failure is not None:
                 raise failure
@@ -149,10 +160,11 @@ class CallStack:
             attempt, retry_after=retry_after, remaining=remaining, draw=self._draw, alternative=left > 0
         )
 
-    async def _affords(self, upstream: Upstream, *, patient: bool) -> bool:
-        """Whether the upstream's budget pays for a retry. Whoever is patient waits until it does."""
-        while not upstream.budget.spend():
-            if not patient:
+    async def _affords(self, upstream: Upstream, give_up: float) -> bool:
+        """Whether the upstream's budget pays for a retry; whoever is patient waits for that until `give_up`."""
+        time = asyncio.get_running_loop().time
+        while not upstream.budget.spend(time()):
+            if time() >= give_up:
                 return False
             await asyncio.sleep(_BUDGET_SECONDS * (1 + self._draw()))
         return True

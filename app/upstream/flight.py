@@ -65,7 +65,7 @@ class Flight:
         else:
             judged = outcome.of_status(reply.status, reply.error_code)
             if judged.too_much:
-                self.slot.refused(headers, time.time())
+                self.slot.refused(reply.status, headers)
             else:
                 self.slot.let_in()
             self._verdict(str(reply.status) if judged.sick else None)
@@ -106,9 +106,10 @@ class Flight:
     def _failed(self, failure: GatewayError, name: str, seconds: float) -> None:
         judged = outcome.of_error(failure)
         if judged.too_much:
-            self.slot.refused({}, 0.0)
+            self.slot.refused(504, {})
         # whether a deadline was too short or the upstream too slow, only its usual times can tell
-        is_late = type(failure) is DeadlineError and seconds > self.patience.overdue
+        usual = self.patience.overdue
+        is_late = type(failure) is DeadlineError and not self._open and usual is not None and seconds > usual
         if judged.sick or is_late:
             self._verdict(name)
 

@@ -1,11 +1,19 @@
 """What goes into the call stack and what comes out of it."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from app.policies.lanes import Lane
 from app.upstream.body import Body, Events
 from app.wire.endpoints import Endpoint
+
+_CLOCK_SECONDS = 0.001  # uvloop's clock has milliseconds: its timers ring a little early
+
+
+def is_over(deadline: float) -> bool:
+    """Args: deadline: On the event loop's clock."""
+    return asyncio.get_running_loop().time() >= deadline - _CLOCK_SECONDS
 
 
 @dataclass(slots=True)

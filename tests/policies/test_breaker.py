@@ -172,9 +172,31 @@ def test_late_answers_to_calls_from_before_it_opened_neither_close_it_nor_hold_i
 # half open
 
 
-def test_one_probe_is_sent_and_no_more() -> None:
+def test_one_probe_is_sent_and_no_more_within_ten_seconds() -> None:
     breaker = half_open()
-    assert [breaker.enter(now) for now in (1.0, 2.0, 1e6)] == [None] * 3
+    assert [breaker.enter(now) for now in (1.0, 2.0, 10.9)] == [None] * 3
+
+
+def test_a_probe_that_hangs_stands_in_nobodys_way_after_ten_seconds_and_neither_does_the_next() -> None:
+    breaker = half_open()
+    for now in (11.0, 21.0, 31.0):
+        assert breaker.enter(now - 0.1) is None
+        assert breaker.lets_through(now)
+        assert breaker.enter(now) == "probe"
+        assert not breaker.lets_through(now)
+    breaker.succeeded("probe", 31.5)  # whichever of them is answered first
+    assert breaker.state == "closed"
+    breaker.failed("probe", "504", 40.0)  # and those that hung are calls by then
+    assert breaker.state == "closed"
+
+
+def test_a_hung_probe_that_fails_after_all_opens_it_and_the_other_ones_answer_closes_it() -> None:
+    breaker = half_open()
+    assert breaker.enter(11.0) == "probe"
+    breaker.failed("probe", "504", 11.5)
+    assert (breaker.state, breaker.open_until) == ("open", 13.5)
+    breaker.succeeded("probe", 12.0)
+    assert breaker.state == "closed"
 
 
 def test_a_probe_that_goes_well_closes_it_and_all_is_forgotten() -> None:

@@ -74,9 +74,37 @@ def test_a_second_refusal_in_a_row_cuts_to_seventy_in_a_hundred() -> None:
     limit = AdaptiveLimit(2048)
     limit.refused(1.0, 31, 1.5)
     limit.refused(1.6, 21, 2.0)
+    assert limit.limit == limit.ceiling == 21
+    limit.refused(2.1, 21, 2.5)
     assert limit.limit == 14
-    limit.refused(2.1, 11, 2.5)
-    assert limit.limit == 7
+
+
+def test_each_further_refusal_of_the_instant_that_was_measured_takes_one_more_off() -> None:
+    limit = AdaptiveLimit(2048)
+    for now in (1.5, 1.6, 1.7, 9.0):
+        limit.refused(1.0, 32, now)
+    assert limit.limit == limit.ceiling == 28
+    for _ in range(40):
+        limit.refused(1.0, 32, 9.0)
+    assert limit.limit == limit.ceiling == 1
+
+
+def test_a_cut_of_thirty_in_a_hundred_measured_nothing_and_its_instant_takes_nothing_more_off() -> None:
+    limit = AdaptiveLimit(2048)
+    limit.refused(1.0, 31, 1.5)
+    for _ in range(5):
+        limit.refused(1.6, 21, 2.0)
+    assert limit.limit == 21
+    limit.refused(1.0, 31, 2.5)  # nor does one of the instant before
+    assert limit.limit == 21
+
+
+@pytest.mark.parametrize(("company", "found"), [(0, 22), (1, 22), (16, 22), (17, 16), (32, 31), (33, 32)])
+def test_a_refusal_far_below_the_limit_or_without_a_count_is_no_measure(company: int, found: int) -> None:
+    """One stray 503 while nobody else is in flight does not take the limit down to nothing."""
+    limit = AdaptiveLimit(2048)
+    limit.refused(1.0, company, 1.5)
+    assert limit.limit == limit.ceiling == found
 
 
 def test_after_a_round_that_went_well_a_refusal_is_a_first_one_again() -> None:

@@ -54,6 +54,22 @@ def test_a_request_without_bytes_teaches_nothing_of_prompts() -> None:
     assert estimate.output == pytest.approx(195)
 
 
+def test_what_is_beyond_sixty_four_kilobytes_is_pictures_and_neither_counted_nor_learnt_from() -> None:
+    estimate = TokenEstimate()
+    assert estimate.of(65_536, 0) == estimate.of(2_000_000, 0) == 65_536 / 4
+    estimate.learn(65_537, 1_000_000, 0)
+    assert estimate.tokens_a_byte == 0.25
+    estimate.learn(65_536, 65_536, 0)
+    assert estimate.tokens_a_byte == pytest.approx(0.2875)
+
+
+def test_a_large_requests_answer_teaches_as_any_other() -> None:
+    estimate = TokenEstimate()
+    estimate.learn(2_000_000, 1000, 400)
+    assert estimate.tokens_a_byte == 0.25
+    assert estimate.output == pytest.approx(210)
+
+
 _TOKENS = st.floats(0, 1e7)
 
 
@@ -71,4 +87,4 @@ def test_an_estimate_is_always_at_least_one_and_no_more_answer_than_allowed(
     found = estimate.of(size, most)
     assert 1.0 <= found < math.inf
     if most is not None:
-        assert found <= max(1.0, size * estimate.tokens_a_byte + most)
+        assert found <= max(1.0, min(size, 65_536) * estimate.tokens_a_byte + most)

@@ -3,7 +3,8 @@
 from collections import Counter
 
 from app.policies.lanes import Lane, Ticket
-from app.policies.limiter import Limiter, Limits
+from app.policies.limiter import Limiter
+from app.policies.limits import Limits
 
 
 def fixed(in_flight: int, requests: float | None = None, tokens: float | None = None) -> Limiter:
@@ -49,7 +50,15 @@ def test_as_many_as_the_limit_are_let_go_and_the_others_wait() -> None:
     tickets = asked(limiter, 5)
     assert [ticket.sent_at for ticket in tickets] == [0.0, 0.0, 0.0, None, None]
     assert (limiter.in_flight, limiter.waiting) == (3, 2)
-    assert [ticket.company for ticket in tickets[:3]] == [1, 2, 3]
+    assert [ticket.requests_mark.company for ticket in tickets[:3] if ticket.requests_mark] == [3, 3, 3]
+
+
+def test_a_mark_holds_the_company_after_its_instant() -> None:
+    limiter = fixed(10)
+    first, second = asked(limiter, 2, 0.0)
+    (third,) = asked(limiter, 1, 0.5)
+    companies = [ticket.requests_mark.company for ticket in (first, second, third) if ticket.requests_mark]
+    assert companies == [2, 2, 3]
 
 
 def test_who_leaves_lets_the_next_one_go() -> None:

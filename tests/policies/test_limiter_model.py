@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.policies.lanes import Lane, Ticket
-from app.policies.limiter import Limiter, Limits
+from app.policies.limiter import Limiter
+from app.policies.limits import Limits
 from app.policies.quota import Quota
 from tests.policies.test_limiter import fixed
 
@@ -65,6 +66,18 @@ class Calls(RuleBasedStateMachine):
                 self.waiting.append(ticket)
                 assert self.limiter.wait_for(ticket, self.now) >= 0.0
 
+    @rule(room=st.integers(0, 20), kept=st.integers(0, 20))
+    def admit_fewer_of_batch(self, room: int, kept: int) -> None:
+        batch = 0
+        for ticket in self.limiter.admit(self.now, room, room - kept):
+            self.waiting.remove(ticket)
+            if ticket.sent_at is None:
+                self._give_up(ticket)
+            else:
+                batch += ticket.lane == "batch"
+                self._let_go(ticket)
+        assert batch <= max(0, room - kept)
+
     @rule(room=st.integers(0, 20))
     def admit(self, room: int) -> None:
         before = self.limiter.opens_in(self.now)
@@ -107,20 +120,26 @@ class Calls(RuleBasedStateMachine):
         self.limiter.ended(self._pick(data), self.now, used=None, answered=False)
 
     @precondition(lambda self: self.flying)
-    @rule(data=st.data(), retry_after=st.none() | st.floats(0, 1e6), left=st.sampled_from([None, 0.0]))
-    def refuse(self, *, data: st.DataObject, retry_after: float | None, left: float | None) -> None:
+    @rule(
+        data=st.data(),
+        retry_after=st.none() | st.floats(0, 1e6),
+        left=st.sampled_from([None, 0.0]),
+        counted=st.booleans(),
+    )
+    def refuse(self, *, data: st.DataObject, retry_after: float | None, left: float | None, counted: bool) -> None:
         ticket = self._pick(data)
         said = None if left is None else Quota(100, left, 1.0)
-        self.limiter.refused(ticket, self.now, retry_after=retry_after, requests=said)
+        self.limiter.refused(ticket, self.now, counted=counted, retry_after=retry_after, requests=said)
         self.limiter.ended(ticket, self.now, used=None, answered=False)
-        assert self.limiter.paused_until <= self.now + 60
+        assert self.limiter.pause.until <= self.now + 60
 
     def _let_go(self, ticket: Ticket) -> None:
         assert ticket.sent_at == self.now
         self.gone[id(ticket)] += 1
         self.flying.append(ticket)
         assert len(self.flying) <= self.limiter.concurrency.limit
-        assert ticket.company == len(self.flying) == self.limiter.in_flight
+        assert ticket.requests_mark is not None
+        assert ticket.requests_mark.company == len(self.flying) == self.limiter.in_flight
 
     def _give_up(self, ticket: Ticket) -> None:
         assert not ticket.patient

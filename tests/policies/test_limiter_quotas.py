@@ -3,7 +3,8 @@
 import pytest
 
 from app.policies.lanes import Ticket
-from app.policies.limiter import Limiter, Limits
+from app.policies.limiter import Limiter
+from app.policies.limits import Limits
 from app.policies.quota import Quota
 from tests.policies.test_limiter import asked, fixed, let_go, sent
 

@@ -3,7 +3,8 @@
 import pytest
 
 from app.policies.lanes import Ticket
-from app.policies.limiter import Limiter, Limits
+from app.policies.limiter import Limiter
+from app.policies.limits import Limits
 from tests.policies.test_limiter import asked, end, fixed, let_go
 
 
@@ -79,7 +80,7 @@ def test_a_pause_and_an_empty_quota_are_waited_for() -> None:
     assert wait_of(limiter, Ticket(), 0.0) == pytest.approx(1.0)
     asked(limiter, 4)
     assert wait_of(limiter, Ticket(), 0.0) == pytest.approx(5.0)
-    limiter.paused_until = 30.0
+    limiter.pause.until = 30.0
     assert wait_of(limiter, Ticket(), 0.0) == pytest.approx(30.0)
     tokens = fixed(100, tokens=600)
     asked(tokens, 6, tokens=100)

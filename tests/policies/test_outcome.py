@@ -67,9 +67,8 @@ def test_an_upstream_that_was_not_reached_or_broke_off_may_be_well_later(error: 
     assert of_error(error("x")) == SICK
 
 
-@pytest.mark.parametrize("error", [errors.FirstTokenTimeoutError, errors.IdleTimeoutError])
-def test_an_upstream_that_fell_silent_is_left_for_another_and_had_too_much(error: type[errors.GatewayError]) -> None:
-    assert of_error(error("x")) == SILENT
+def test_an_upstream_that_was_silent_from_the_start_is_left_for_another_and_had_too_much() -> None:
+    assert of_error(errors.FirstTokenTimeoutError("x")) == SILENT
 
 
 @pytest.mark.parametrize(
@@ -81,8 +80,11 @@ def test_what_this_gateway_itself_held_back_says_nothing_of_the_targets_health(
     assert of_error(error("x")) == ELSEWHERE
 
 
-def test_a_malformed_answer_is_paid_for_and_not_asked_for_again_here() -> None:
-    assert of_error(errors.UpstreamMalformedError("x")) == BROKEN
+@pytest.mark.parametrize("error", [errors.UpstreamMalformedError, errors.IdleTimeoutError])
+def test_an_answer_that_is_malformed_or_falls_silent_is_paid_for_and_not_asked_for_again_here(
+    error: type[errors.GatewayError],
+) -> None:
+    assert of_error(error("x")) == BROKEN
 
 
 @pytest.mark.parametrize(

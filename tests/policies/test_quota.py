@@ -27,7 +27,7 @@ def read(limit: str | None = None, remaining: str | None = None, reset: str | No
         ("1h2m3.5s", 3723.5),
         ("8.64s", 8.64),
         ("1d", 86_400.0),
-        ("2d3h", 183_600.0),
+        ("23h59m59s", 86_399.0),
         ("250us", 0.00025),
         ("250µs", 0.00025),
         ("5ns", 5e-9),
@@ -91,6 +91,14 @@ def test_garbage_is_ignored_and_counted(text: str) -> None:
     assert reader.garbage == 3
 
 
+@pytest.mark.parametrize("text", ["2d3h", "86401", "24h0m0.1s", "1795177690", "1795177690123"])
+def test_a_reset_more_than_a_day_ahead_is_a_date_or_garbage_and_the_rest_is_believed(text: str) -> None:
+    reader = QuotaReader()
+    assert reader.read(headers("60", "1", text), "requests") == Quota(60.0, 1.0, None)
+    assert reader.garbage == 1
+    assert reader.read(headers(None, None, text), "requests") is None
+
+
 def test_garbage_in_one_header_leaves_the_others_their_say() -> None:
     reader = QuotaReader()
     assert reader.read(headers("many", "59", "1s"), "requests") == Quota(None, 59.0, 1.0)
@@ -118,7 +126,7 @@ def test_no_header_an_upstream_may_send_breaks_the_reading(
         assert found.reset is None or 0 < found.reset < math.inf
 
 
-@given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999))
+@given(st.integers(0, 23), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999))
 def test_every_duration_that_go_writes_is_read_back(hours: int, minutes: int, seconds: int, millis: int) -> None:
     text = f"{hours}h{minutes}m{seconds}.{millis:03d}s"
     total = hours * 3600 + minutes * 60 + seconds + millis / 1000

@@ -28,13 +28,15 @@ def answer(rounds: Rounds, count: int, sent_at: float, now: float, *, metered: b
         rounds.answered(sent_at, now, tokens=None, whole=False, metered=metered)
 
 
-def streams(waits: list[float], *, metered: bool = False, refused: bool = False, mistaken: bool = False) -> Listening:
+def streams(
+    waits: list[float], *, metered: bool = False, refused: int | None = None, mistaken: bool = False
+) -> Listening:
     """One round after the other of ten streams, each begun after the other's end; the first token comes so late."""
     limit, now = Listening(20), 0.0
     limit.mistaken = mistaken
     rounds = Rounds(limit, now)
-    if refused:
-        rounds.refused(0.0, 5, 0.0)
+    if refused is not None:
+        rounds.refused(0.0, refused, 0.0)
     for wait in waits:
         rounds.moved(0, now)
         rounds.moved(10, now + wait)
@@ -106,9 +108,20 @@ def test_what_was_no_waiting_after_all_is_the_base_from_then_on() -> None:
 def test_an_upstream_that_says_when_it_has_too_many_is_believed_and_its_delay_is_not_asked() -> None:
     waits = [0.2] * 20 + [0.5]
     assert {one.queued for one in streams(waits, metered=True).seen} == {None}
-    refused = streams(waits, refused=True)
+    refused = streams(waits, refused=5)
     assert refused.refusals == [(0.0, 5)]
     assert {one.queued for one in refused.seen} == {None}
+
+
+def test_who_is_just_not_able_has_counted_nothing_and_its_delay_goes_on_telling() -> None:
+    unable = streams([0.2] * 20 + [0.5], refused=0)
+    assert unable.refusals == [(0.0, 0)]
+    assert unable.seen[20].queued == pytest.approx(0.3 * 10 / 0.5)
+
+
+def test_two_minutes_after_a_refusal_delay_is_asked_again() -> None:
+    waits = [0.2] * 620 + [0.5]
+    assert streams(waits, refused=5).seen[620].queued == pytest.approx(0.3 * 10 / 0.5)
 
 
 def test_a_whole_reply_of_unknown_length_tells_nothing_of_delay() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.errors import QueueFullError
 from app.policies.lanes import Ticket
-from app.policies.limiter import Limits
+from app.policies.limits import Limits
 from app.upstream.admission import Admission, Slot
 
 

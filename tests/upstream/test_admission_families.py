@@ -1,9 +1,13 @@
 """Model families of one upstream: limits of their own, connections in common, interactive first across them."""
 
 import asyncio
+from unittest import mock
 
+import pytest
+
+from app.errors import RateLimitError
 from app.policies.lanes import Lane, Ticket
-from app.policies.limiter import Limits
+from app.policies.limits import Limits
 from app.upstream.admission import Admission, Slot
 from tests.upstream.test_admission import admitted, enter, queue, turns
 
@@ -77,3 +81,74 @@ async def test_a_familys_batch_does_not_go_before_another_familys_interactive_ca
     await turns()
     assert [task.done() for task in both] == [True, True]
     assert not batch.done()
+
+
+async def expecting(admission: Admission, people: int) -> None:
+    """For a minute so many interactive calls have been in flight at once."""
+    for second in range(60):
+        for change in (admission.pool.went, admission.pool.came_back):
+            for _ in range(people):
+                change("interactive", admission.time() - 60.0 + second)
+    await turns()
+
+
+async def test_people_of_one_model_find_a_place_beside_a_batch_of_another() -> None:
+    admission = Admission("up", Limits("fixed", 16), 16, 100)
+    await expecting(admission, 3)
+    batch = [ask(admission, "big", "batch") for _ in range(64)]
+    await turns()
+    assert sum(task.done() for task in batch) == 13
+    people = [ask(admission, "other") for _ in range(3)]
+    await turns()
+    assert [task.done() for task in people] == [True] * 3
+    (await people[0]).release()
+    await turns()
+    assert sum(task.done() for task in batch) == 13  # the next of them is expected
+    (await batch[0]).release()
+    await turns()
+    assert sum(task.done() for task in batch) == 14
+    for task in batch:
+        task.cancel()
+
+
+async def test_who_cannot_have_a_connection_before_its_deadline_is_told_so_at_once() -> None:
+    admission = Admission("up", Limits("fixed", 16), 2, 100)
+    for _ in range(2):
+        await admission.enter(Ticket(lane="batch"), "big", 10, None)
+    admission.family("other").limiter.held_seconds = 4.0
+    with pytest.raises(RateLimitError) as caught:
+        await admission.enter(Ticket(deadline=admission.time() + 1.0), "other", 10, None)
+    assert caught.value.retry_after == pytest.approx(6.0)
+
+
+async def test_a_batch_that_leaves_places_for_people_does_not_keep_the_loop_busy() -> None:
+    admission = Admission("up", Limits("fixed", 10), 4, 100)
+    await expecting(admission, 2)
+    with mock.patch.object(admission, "_let_go", wraps=admission._let_go) as woken:
+        batch = [ask(admission, "big", "batch") for _ in range(3)]
+        await asyncio.sleep(0.1)
+        assert [task.done() for task in batch] == [True, True, False]
+        assert woken.call_count <= 10
+
+
+async def test_a_call_that_is_let_go_is_expected_once() -> None:
+    admission = Admission("up", Limits("fixed", 100), 100, 100)
+    limiter = admission.family("m").limiter
+    limiter.pause.until = admission.time() + 0.02
+    people = [ask(admission, "m") for _ in range(20)]
+    await asyncio.sleep(0.1)
+    assert all(task.done() for task in people)
+    assert admission.pool._demand._peak == 20
+
+
+async def test_a_call_that_is_cancelled_as_it_is_let_go_gives_its_place_back_in_the_pool_too() -> None:
+    admission = Admission("up", Limits("fixed", 10), 1, 100)
+    slot = await enter(admission)
+    for lane in ("batch", "interactive"):
+        waiting = ask(admission, "other", lane)
+        await turns()
+        slot.release()
+        waiting.cancel()
+        await turns()
+        assert (admission.in_flight, admission.waiting, admission.pool._interactive) == (0, 0, 0)
+        slot = await enter(admission)

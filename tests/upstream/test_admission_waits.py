@@ -1,11 +1,13 @@
 """Waiting for a slot: who is refused at once or told later that there is no hope, whom time lets in, who goes first."""
 
 import asyncio
+import gc
 
 import pytest
 
 from app.errors import QueueFullError, RateLimitError
-from app.policies.limiter import Limits
+from app.policies.lanes import Ticket
+from app.policies.limits import Limits
 from app.upstream.admission import Admission
 from tests.upstream.test_admission import admitted, enter, fixed, queue, turns
 
@@ -106,6 +108,8 @@ async def test_who_was_let_wait_and_turns_out_to_be_too_late_is_told_so_and_the_
 
 
 async def test_who_is_cancelled_in_the_moment_it_is_told_that_it_is_too_late_leaves_nothing_behind() -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     admission = fixed(1, 100)
     slot = await enter(admission)
     late = asyncio.create_task(enter(admission, deadline=admission.time() + 50.0))
@@ -118,6 +122,9 @@ async def test_who_is_cancelled_in_the_moment_it_is_told_that_it_is_too_late_lea
     limiter = admission.family("m").limiter
     assert (admission.in_flight, admission.waiting, limiter.in_flight, limiter.waiting) == (0, 0, 0, 0)
     assert await enter(admission)
+    del late
+    gc.collect()
+    assert complaints == []  # of an error that nobody was left to hear
 
 
 async def test_a_timer_lets_in_one_after_the_other_and_is_gone_with_the_last() -> None:
@@ -152,7 +159,52 @@ async def test_without_a_place_no_timer_is_set_and_a_closed_admission_has_none()
     assert admission._timer is None
 
 
+# another target is left
+
+
+async def test_who_would_wait_longer_than_it_may_is_refused_at_once_however_patient() -> None:
+    admission = fixed(1, 100)
+    await enter(admission)
+    limiter = admission.family("m").limiter
+    limiter.held_seconds = 2.0
+    for patient in (True, False):
+        with pytest.raises(RateLimitError, match="another target is left") as caught:
+            await admission.enter(Ticket(patient=patient), "m", 100, None, longest=1.0)
+        assert caught.value.retry_after == pytest.approx(4.0)  # a place, and an answer
+    assert (admission.waiting, limiter.waiting) == (0, 0)
+    waits = asyncio.create_task(admission.enter(Ticket(patient=True), "m", 100, None, longest=2.5))
+    await turns()
+    assert admission.waiting == 1
+    waits.cancel()
+
+
+async def test_who_meets_a_pause_goes_elsewhere_or_waits_as_it_may() -> None:
+    admission = fixed(10, 100)
+    limiter = admission.family("m").limiter
+    limiter.pause.until = admission.time() + 20.0
+    with pytest.raises(RateLimitError):
+        await admission.enter(Ticket(), "m", 100, None, longest=1.0)
+    assert admission.headroom("m") == -1.0
+    waits = asyncio.create_task(enter(admission))
+    await turns()
+    assert (admission.waiting, admission.headroom("m")) == (1, -2.0)
+    waits.cancel()
+
+
+async def test_where_there_is_a_place_nobody_asks_how_long_it_may_wait() -> None:
+    admission = fixed(1, 100)
+    assert await admission.enter(Ticket(), "m", 100, None, longest=0.0)
+
+
 # what a slot passes on
+
+
+@pytest.mark.parametrize(("status", "limit"), [(429, 20), (503, 22), (504, 22), (529, 22)])
+async def test_only_who_says_429_has_counted(status: int, limit: int) -> None:
+    admission = Admission("up", Limits(), 100, 100)
+    slots = [await enter(admission) for _ in range(21)]
+    slots[-1].refused(status, {})
+    assert admission.family("m").limiter.concurrency.limit == limit
 
 
 async def test_a_slot_is_released_once_in_every_account() -> None:
@@ -184,9 +236,9 @@ async def test_a_replys_quota_is_followed_and_a_refusals_too() -> None:
     assert limiter.requests.level == pytest.approx(40, abs=1)
     refused = await enter(admission)
     refused.refused(
-        {"x-ratelimit-remaining-requests": "0", "retry-after": "7", "x-ratelimit-reset-requests": "7s"}, 0.0
+        429, {"x-ratelimit-remaining-requests": "0", "retry-after": "7", "x-ratelimit-reset-requests": "7s"}
     )
-    assert limiter.paused_until == pytest.approx(admission.time() + 7, abs=0.5)
+    assert limiter.pause.until == pytest.approx(admission.time() + 7, abs=0.5)
     for one in (slot, refused):
         one.release(answered=False)
     (waiting,) = queue(admission, 1)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from app.policies.lanes import Ticket
-from app.policies.limiter import Limits
+from app.policies.limits import Limits
 from app.upstream.admission import Admission
 from app.upstream.family import Family, family_of
 from tests.upstream.test_admission import fixed, turns
@@ -15,12 +15,13 @@ from tests.upstream.test_admission import fixed, turns
 async def test_families_are_bounded_and_idle_ones_make_room() -> None:
     admission = fixed(1000, 10)
     held = [await admission.enter(Ticket(), f"model-{number}", 10, None) for number in range(100)]
-    assert len(admission.families) <= 65
+    known = admission.families.known
+    assert len(known) == 65
     for slot in held:
         slot.release()
     await admission.enter(Ticket(), "another", 10, None)
-    assert "another" in admission.families
-    assert len(admission.families) <= 65
+    assert "another" in known
+    assert len(known) <= 65
 
 
 def test_dated_and_tuned_models_are_counted_with_their_base() -> None:
@@ -54,8 +55,60 @@ async def test_a_hundred_thousand_names_are_not_remembered() -> None:
     admission = fixed(10, 10)
     for number in range(5000):
         admission.family(f"name-{number}")
-    assert len(admission._names) <= 16 * 64 + 1
-    assert len(admission.families) <= 65
+    assert len(admission.families._names) <= 1024
+    assert len(admission.families.known) == 64
+
+
+async def test_names_of_any_length_share_one_family_and_are_not_remembered() -> None:
+    admission = fixed(10, 10)
+    for number in range(300):
+        assert admission.family(f"{number}" + "y" * 1000).name == "up/*"
+    assert admission.family("z" * 257) is admission.family("y" * 257) is not admission.family("z" * 256)
+    assert len(admission.families._names) == 1
+    assert len(admission.families.known) == 2
+
+
+async def test_the_one_that_was_not_used_for_longest_makes_room() -> None:
+    admission, now = fixed(10, 10), 0.0
+    admission.families._time = lambda: now
+    for number in range(64):
+        now = float(number)
+        admission.family(f"name-{number}")
+    now = 100.0
+    admission.family("name-0")
+    admission.family("another")
+    known = admission.families.known
+    assert "name-0" in known
+    assert "name-1" not in known
+    assert admission.family("another").used_at == 100.0
+
+
+async def test_a_family_whose_quota_is_used_up_or_that_is_ill_is_not_forgotten() -> None:
+    """Else other models' names would give a caller a full bucket, and an ill target a clean record."""
+    admission = Admission("up", Limits("fixed", 100, requests=5.0), 100, 10)
+    empty, ill, paused = (admission.family(name) for name in ("empty", "ill", "paused"))
+    slots = [await admission.enter(Ticket(), "empty", 10, None) for _ in range(5)]
+    for slot in slots:
+        slot.release()
+    for _ in range(5):
+        ill.strike("call", "503", alone=False)
+    paused.limiter.pause.until = admission.time() + 30.0
+    assert not any(family.is_as_new for family in (empty, ill, paused))
+    assert admission.family("new").is_as_new
+    for number in range(300):
+        admission.family(f"name-{number}")
+    assert [admission.family(name) for name in ("empty", "ill", "paused")] == [empty, ill, paused]
+
+
+async def test_where_all_would_be_missed_the_rest_share_one() -> None:
+    admission = fixed(1000, 10)
+    held = [await admission.enter(Ticket(), f"model-{number}", 10, None) for number in range(64)]
+    other = await admission.enter(Ticket(), "one", 10, None)
+    assert admission.family("one") is admission.family("other") is other.family
+    assert other.family.name == "up/*"
+    held[7].release()
+    assert admission.family("third").name == "up/third"
+    assert "model-7" not in admission.families.known
 
 
 async def test_a_family_that_is_in_use_is_not_forgotten() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from app import errors
 from app.policies.breaker import Permit
-from app.policies.limiter import Limits
+from app.policies.limits import Limits
 from app.telemetry import ABANDONED, UpstreamFigures
 from app.upstream.admission import Admission
 from app.upstream.body import Events
@@ -137,14 +137,43 @@ async def test_an_error_is_one_verdict_and_what_was_not_answered_is_refunded(err
     assert at.family("m").limiter.requests.level == pytest.approx(6000 if refunded else 5999, abs=0.5)
 
 
-async def test_a_deadline_that_came_long_after_the_usual_time_counts() -> None:
+@pytest.mark.parametrize(("calls", "seconds", "struck"), [(20, 1.5, 1), (20, 0.5, 0), (19, 600.0, 0)])
+async def test_a_deadline_counts_only_long_after_the_usual_time(calls: int, seconds: float, struck: int) -> None:
     at = admission()
-    for _ in range(20):
+    for _ in range(calls):
         at.family("m").patience[True].see(0.01)
     flight, _ = await fly(at)
-    flight.began -= 1.5
+    flight.began -= seconds
     flight.end(None, errors.DeadlineError("x"))
-    assert failures(at) == 1
+    assert failures(at) == struck
+
+
+async def test_a_deadline_in_the_middle_of_a_stream_was_too_short_and_harms_nobody() -> None:
+    at = admission()
+    for _ in range(20):
+        at.family("m").patience[False].see(0.01)
+    flight, _ = await fly(at, whole=False)
+    flight.opened(None)
+    flight.heard(Reply(200, {}), {})
+    flight.began -= 600.0
+    flight.closed(200, errors.DeadlineError("x"))
+    assert (failures(at), at.in_flight) == (0, 0)
+
+
+async def test_a_stream_that_falls_silent_is_a_failure_but_no_sign_of_too_much() -> None:
+    at = Admission("up", Limits(), 100, 100)
+    flight, _ = await fly(at, whole=False)
+    flight.opened(None)
+    flight.heard(Reply(200, {}), {})
+    flight.closed(200, errors.IdleTimeoutError("x"))
+    assert (failures(at), at.family("m").limiter.concurrency.limit) == (1, 32)
+
+
+async def test_one_that_never_said_anything_had_too_much_but_has_not_counted() -> None:
+    at = Admission("up", Limits(), 100, 100)
+    *_, (flight, _) = [await fly(at, whole=False) for _ in range(21)]
+    flight.end(None, errors.FirstTokenTimeoutError("x"))
+    assert (failures(at), at.family("m").limiter.concurrency.limit) == (1, 22)
 
 
 @pytest.mark.parametrize("failure", [asyncio.CancelledError(), GeneratorExit(), errors.ClientHungUpError("x")])

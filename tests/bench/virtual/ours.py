@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from app.policies.estimate import TokenEstimate
 from app.policies.lanes import Ticket
-from app.policies.limiter import Limiter, Limits
+from app.policies.limiter import Limiter
+from app.policies.limits import Limits
 from tests.bench.virtual.contenders import Contender
 from tests.bench.virtual.upstreams import Reply, Upstream
 from tests.bench.virtual.world import Call
