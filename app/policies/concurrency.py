@@ -48,6 +48,9 @@ class FixedLimit:
         """Whether the upstream takes no more than `limit`, as far as is known."""
         return True
 
+    def streams(self) -> None:
+        """A stream's first token has come while others wait for a place."""
+
     def ended(self, seen: Round, now: float) -> bool:  # noqa: ARG002 - what a fixed limit need not know
         """Half a window of calls was sent and answered.
 
@@ -67,7 +70,17 @@ class AdaptiveLimit(FixedLimit):
     the next step, so that lost capacity that comes back is used within a few round trips.
     """
 
-    __slots__ = ("_before", "_calm", "_cut_at", "_measured_at", "_most", "_probe_at", "_probe_wait", "_step", "ceiling")
+    __slots__ = (
+        "_before",
+        "_calm",
+        "_cut_at",
+        "_measured_at",
+        "_most",
+        "_probe_at",
+        "_probe_wait",
+        "_step",
+        "ceiling",
+    )
 
     def __init__(self, most: int) -> None:
         super().__init__(min(most, START))
@@ -85,6 +98,11 @@ class AdaptiveLimit(FixedLimit):
     @property
     def settled(self) -> bool:
         return self.ceiling is not None or self.limit >= self._most
+
+    def streams(self) -> None:
+        # early news, from a call that may keep its place for long: without a place for each, no round trip would end
+        if self.ceiling is None and self._calm:
+            self.limit = min(self._most, self.limit + 1)
 
     def ended(self, seen: Round, now: float) -> bool:
         if seen.queued is not None and seen.queued > max(2.0, _TOLERATED * self.limit):

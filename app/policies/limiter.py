@@ -29,7 +29,6 @@ class Limiter:
     def __init__(self, limits: Limits, now: float) -> None:
         fixed = limits.concurrency == "fixed"
         self.concurrency = FixedLimit(limits.in_flight) if fixed else AdaptiveLimit(limits.in_flight)
-        self.most = limits.in_flight
         self.requests = Bucket(limits.requests, now)
         self.tokens = Bucket(limits.tokens, now)
         self.lanes: dict[Lane, FairQueue] = {"interactive": FairQueue(), "batch": FairQueue()}
@@ -115,10 +114,7 @@ class Limiter:
         if ticket.lane == "batch":
             ahead, tokens = ahead + lanes["batch"].count, tokens + lanes["batch"].tokens
         held = self.held_seconds or 0.0
-        limit = self.concurrency.limit
-        if not self.concurrency.settled:  # it grows while the ticket waits
-            limit = min(limit * 3 // 2, self.most)
-        place = max(0, ahead + self.in_flight - limit) * held / limit
+        place = max(0, ahead + self.in_flight - self.concurrency.limit) * held / self.concurrency.limit
         quota = max(self.requests.wait_for_all(ahead, now), self.tokens.wait_for_all(tokens, now))
         return max(place, quota, self.pause.until - now) + held
 
@@ -167,12 +163,16 @@ class Limiter:
         sent_at = ticket.sent_at if ticket.sent_at is not None else now
         of_requests, of_tokens = _short_of(requests, 1.0), _short_of(tokens, 2 * ticket.tokens)
         of_quota = of_requests or of_tokens
-        self.told(ticket, requests, tokens, now, refused=of_quota)
         mark = ticket.requests_mark
+        self.told(ticket, requests, tokens, now, refused=of_quota)
+        if of_quota:  # what is left has been told since this call was refused: it has nothing to give back
+            ticket.requests_mark = None if requests is not None else mark
+            ticket.tokens_mark = None if tokens is not None else ticket.tokens_mark
         if mark is not None and not of_quota:
             self._rounds.refused(mark.at, mark.company if counted else 0, now)
-        # of tokens, there may be too few for this call only
-        for_all = of_requests or (of_tokens and _short_of(tokens, 2 * self._mean_tokens))
+        # a bucket whose limit is known tells better when to go on; and tokens may be too few for this call only
+        is_known = (self.requests if of_requests else self.tokens).limit is not None
+        for_all = not is_known and (of_requests or (of_tokens and _short_of(tokens, 2 * self._mean_tokens)))
         self.pause.refused(sent_at, now, retry_after, for_all=for_all)
 
     def ended(self, ticket: Ticket, now: float, *, used: float | None, answered: bool, complete: bool = True) -> None:

@@ -50,6 +50,8 @@ class Rounds:
             return
         if now >= self._explicit_until and not metered and (tokens is not None or not whole):
             self._gauges[whole].see(now - sent_at, tokens or 0.0)
+        if trip.wanted and not whole:
+            self._concurrency.streams()
         trip.there_and_back += 1
         if trip.there_and_back * 2 >= self._concurrency.limit:
             self._end(now)

@@ -40,10 +40,13 @@ class Slot:
         now, limiter = self._admission.time(), self.family.limiter
         # an answer's length explains its time; where there is none (embeddings), the prompt's does
         tokens = None if usage is None else float(usage[1] or usage[0])
+        limit = limiter.concurrency.limit
         limiter.first_byte(self._ticket, now, tokens=tokens, whole=whole)
         if "x-ratelimit-remaining-requests" in headers or "x-ratelimit-remaining-tokens" in headers:
             quotas = self._admission.quotas
             limiter.told(self._ticket, quotas.read(headers, "requests"), quotas.read(headers, "tokens"), now)
+        if limiter.concurrency.limit > limit:
+            self._admission.let_go()
 
     def let_in(self) -> None:
         """The upstream answered with an error that is no refusal."""
@@ -132,7 +135,8 @@ class Admission:
             QueueFullError: Too many wait already; holds the wait after which a place is likely.
             RateLimitError: It would wait until after its deadline, or for too long; holds that wait.
         """
-        now, family = self.time(), self.family(model)
+        family = self.family(model)
+        now = self.time()
         ticket.tokens = family.estimate.of(size, most_output)
         if family.limiter.enter(ticket, now, room=self.pool.room(ticket.lane) > 0):
             self.pool.went(ticket.lane, now)
@@ -144,7 +148,7 @@ class Admission:
         """Called by `Slot.release` only."""
         self.pool.came_back(lane, self.time())
         if self._granted:
-            self._let_go()
+            self.let_go()
 
     def headroom(self, model: str | None) -> float:
         """Returns: The free share of what a model's calls may have in flight; less than 0: calls wait."""
@@ -183,7 +187,7 @@ class Admission:
         elif ticket in self._granted:  # else it was just told that it is too late
             self._waits_no_more(ticket, now)
             limiter.withdraw(ticket, now)
-        self._let_go()
+        self.let_go()
 
     def _check(self, ticket: Ticket, limiter: Limiter, now: float, longest: float) -> None:
         held = limiter.held_seconds or 0.0
@@ -198,7 +202,7 @@ class Admission:
         if now + _MARGIN * wait > ticket.deadline:
             raise RateLimitError(f"{_TOO_LATE}: it would take about {wait:.1f} s", retry_after=told)
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Wakes those whose turn has come."""
         now = self.time()
         families = [family for family in self.families.known.values() if family.limiter.waiting]
@@ -227,7 +231,7 @@ class Admission:
         opens = [wait for limiter in limiters if (wait := limiter.opens_in(now, batch=batch)) is not None]
         if opens:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(min(opens), _SOONEST_SECONDS), self._let_go)
+            self._timer = loop.call_later(max(min(opens), _SOONEST_SECONDS), self.let_go)
 
     def close(self) -> None:
         """Stops the timer."""

@@ -101,9 +101,10 @@ class CallStack:
         alone: There never was another target.
         more: Targets beside these that can still be asked.
         """
-        for left, target in zip(range(len(targets) - 1, 0, -1), targets, strict=False):
+        for place, target in enumerate(targets[:-1]):
+            left = len(targets) - 1 - place + more
             try:
-                reply, judged = await self._retried(call, target, deadline, left=left + more, alone=alone)
+                reply, judged = await self._retried(call, target, deadline, left=left, alone=alone)
             except GatewayError as error:
                 if not outcome.of_error(error).reroute or is_over(deadline):
                     raise

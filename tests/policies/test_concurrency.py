@@ -235,3 +235,14 @@ def test_a_fixed_limit_is_what_it_is() -> None:
     assert not limit.ended(Round(7.0, 5.0, True, True, 2.0), 1.0)
     limit.refused(2.0, 3, 3.0)
     assert (limit.limit, limit.probing, limit.settled) == (7, False, True)
+
+
+def test_first_tokens_make_room_for_as_many_streams_although_none_has_ended() -> None:
+    limit = AdaptiveLimit(2048)
+    for _ in range(START):
+        limit.streams()
+    assert limit.limit == 2 * START
+    limit.refused(1.0, limit.limit, 1.1)  # a ceiling: from now on it is only probed
+    found = limit.limit
+    limit.streams()
+    assert limit.limit == found

@@ -37,6 +37,7 @@ class Calls(RuleBasedStateMachine):
         tokens=st.none() | st.floats(1, 30_000),
     )
     def begin(self, *, adaptive: bool, most: int, requests: float | None, tokens: float | None) -> None:
+        self.most = most
         self.limiter = Limiter(Limits("adaptive" if adaptive else "fixed", most, requests, tokens), 0.0)
 
     @rule(seconds=st.floats(0, 20))
@@ -157,7 +158,7 @@ class Calls(RuleBasedStateMachine):
         assert limiter.waiting == len(self.waiting)
         for lane in _LANES:
             assert limiter.flying[lane] == sum(ticket.lane == lane for ticket in self.flying)
-        assert 1 <= limiter.concurrency.limit <= limiter.most
+        assert 1 <= limiter.concurrency.limit <= self.most
         assert 0 <= limiter.reserve <= limiter.concurrency.limit // 2
 
     @invariant()

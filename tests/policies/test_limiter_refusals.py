@@ -17,7 +17,7 @@ def refuse(limiter: Limiter, ticket: Ticket, now: float, **said: Quota | float |
 def test_refused_by_quota_everybody_pauses_until_retry_after() -> None:
     limiter = Limiter(Limits(), 0.0)
     (ticket,) = asked(limiter, 1)
-    refuse(limiter, ticket, 0.5, retry_after=7.0, requests=Quota(60, 0, 7.0))
+    refuse(limiter, ticket, 0.5, retry_after=7.0, requests=Quota(None, 0, 7.0))
     assert limiter.concurrency.limit == 32
     waiting = asked(limiter, 2, 1.0)
     assert sent(waiting) == []
@@ -31,7 +31,7 @@ def test_refused_for_too_few_tokens_others_pause_only_if_another_usual_call_woul
 ) -> None:
     limiter = Limiter(Limits(), 0.0)
     (ticket,) = asked(limiter, 1, tokens=500)  # a usual call has 51 by now
-    refuse(limiter, ticket, 0.5, retry_after=7.0, requests=Quota(60, 50, 10.0), tokens=Quota(6000, left, 50.0))
+    refuse(limiter, ticket, 0.5, retry_after=7.0, requests=Quota(60, 50, 10.0), tokens=Quota(None, left, 50.0))
     assert limiter.concurrency.limit == 32
     assert limiter.pause.until == (7.5 if paused else float("-inf"))
 
@@ -51,7 +51,7 @@ def test_one_callers_prompt_that_the_quota_never_takes_does_not_hold_the_others_
 def test_refused_for_requests_with_no_word_of_tokens_everybody_pauses() -> None:
     limiter = Limiter(Limits(), 0.0)
     (ticket,) = asked(limiter, 1)
-    refuse(limiter, ticket, 0.5, retry_after=7.0, requests=Quota(60, 0, 7.0))
+    refuse(limiter, ticket, 0.5, retry_after=7.0, requests=Quota(None, 0, 7.0))
     assert limiter.pause.until == 7.5
 
 
@@ -59,16 +59,25 @@ def test_refused_for_requests_everybody_pauses_however_many_tokens_are_left() ->
     """As OpenAI says it: both limits in every reply, and no other call would fit into the requests that are left."""
     limiter = Limiter(Limits(), 0.0)
     (ticket,) = asked(limiter, 1)
-    refuse(limiter, ticket, 0.5, retry_after=7.0, requests=Quota(60, 0, 7.0), tokens=Quota(150_000, 149_984, 0.01))
+    refuse(limiter, ticket, 0.5, retry_after=7.0, requests=Quota(None, 0, 7.0), tokens=Quota(150_000, 149_984, 0.01))
     assert limiter.pause.until == 7.5
+
+
+def test_where_the_limit_is_known_its_bucket_tells_when_to_go_on() -> None:
+    limiter = Limiter(Limits(), 0.0)
+    (ticket,) = asked(limiter, 1)
+    refuse(limiter, ticket, 0.5, retry_after=7.0, requests=Quota(60, 0, 60.0))
+    assert limiter.pause.until < 0.5
+    assert sent(asked(limiter, 1, 0.6)) == []
+    assert limiter.opens_in(0.6) == pytest.approx(0.4, abs=0.2)
 
 
 def test_a_pause_is_never_longer_than_a_minute_and_never_made_shorter() -> None:
     limiter = Limiter(Limits(), 0.0)
     first, second = asked(limiter, 2)
-    refuse(limiter, first, 0.5, retry_after=86_400.0, requests=Quota(60, 0, 7.0))
+    refuse(limiter, first, 0.5, retry_after=86_400.0, requests=Quota(None, 0, 7.0))
     assert limiter.pause.until == 60.5
-    refuse(limiter, second, 0.6, retry_after=1.0, requests=Quota(60, 0, 7.0))
+    refuse(limiter, second, 0.6, retry_after=1.0, requests=Quota(None, 0, 7.0))
     assert limiter.pause.until == 60.5
 
 

@@ -4,7 +4,6 @@ import pytest
 
 from app.policies.lanes import Ticket
 from app.policies.limiter import Limiter
-from app.policies.limits import Limits
 from tests.policies.test_limiter import asked, end, fixed, let_go
 
 
@@ -65,13 +64,6 @@ def test_an_interactive_call_does_not_wait_for_batch_calls() -> None:
     asked(limiter, 500, now, lane="batch")
     assert wait_of(limiter, Ticket(), now) == pytest.approx(2.2)
     assert wait_of(limiter, Ticket(lane="batch"), now) == pytest.approx(501 * 0.2 + 2.0)
-
-
-def test_a_limit_that_is_still_being_looked_for_is_taken_to_be_the_most() -> None:
-    limiter = Limiter(Limits(in_flight=1000), 0.0)
-    now = answered(limiter, 2.0)
-    asked(limiter, 40, now)
-    assert wait_of(limiter, Ticket(), now) == pytest.approx(2.0)
 
 
 def test_a_pause_and_an_empty_quota_are_waited_for() -> None:

@@ -124,7 +124,7 @@ async def test_who_cannot_have_a_connection_before_its_deadline_is_told_so_at_on
 async def test_a_batch_that_leaves_places_for_people_does_not_keep_the_loop_busy() -> None:
     admission = Admission("up", Limits("fixed", 10), 4, 100)
     await expecting(admission, 2)
-    with mock.patch.object(admission, "_let_go", wraps=admission._let_go) as woken:
+    with mock.patch.object(admission, "let_go", wraps=admission.let_go) as woken:
         batch = [ask(admission, "big", "batch") for _ in range(3)]
         await asyncio.sleep(0.1)
         assert [task.done() for task in batch] == [True, True, False]

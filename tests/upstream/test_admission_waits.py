@@ -238,10 +238,22 @@ async def test_a_replys_quota_is_followed_and_a_refusals_too() -> None:
     refused.refused(
         429, {"x-ratelimit-remaining-requests": "0", "retry-after": "7", "x-ratelimit-reset-requests": "7s"}
     )
-    assert limiter.pause.until == pytest.approx(admission.time() + 7, abs=0.5)
-    for one in (slot, refused):
-        one.release(answered=False)
+    assert limiter.requests.level == pytest.approx(0, abs=0.5)
+    slot.release()
+    refused.release(answered=False)
     (waiting,) = queue(admission, 1)
     await turns()
     assert not waiting.done()
     waiting.cancel()
+
+
+async def test_a_limit_that_has_grown_lets_in_at_once_although_nobody_has_left() -> None:
+    admission = Admission("up", Limits("adaptive", 2048), 2048, 1000)
+    entering = [asyncio.create_task(admission.enter(Ticket(), "m", 10, None)) for _ in range(48)]
+    await turns()
+    first = [task.result() for task in entering if task.done()]
+    assert len(first) == 32
+    for slot in first[:16]:
+        slot.answered({}, None, whole=False)  # a stream's first token: it keeps its place
+    await turns()
+    assert all(task.done() for task in entering)
