@@ -19,7 +19,7 @@ from app.upstream.family import Families, Family
 
 _SOONEST_SECONDS = 0.001
 _LONGEST_WAIT = 3600.0
-_MARGIN = 1.3  # an estimate is not a promise, and who is let in to be late takes another one's place
+_MARGIN = 1.6  # an estimate is not a promise, and who is let in to be late takes another one's place
 _TOO_LATE = "this upstream's limits leave no place before the call's deadline"
 
 
