@@ -5,7 +5,6 @@ reply is kept only if it is a good one: an error, a refusal and whatever did not
 next try with it is a new call.
 """
 
-import hashlib
 import re
 from typing import Any
 
@@ -18,6 +17,7 @@ from app.http.incoming import read_body
 from app.http.live import LiveResponse, Pieces
 from app.http.middleware import answer
 from app.services.idempotency import HEADER, IdempotencyStore, StoredReply, key_of
+from app.wire.digest import digest_of
 
 _NAME = HEADER.lower().encode()
 _KEY = re.compile(rb"[!-~]{1,255}")
@@ -170,11 +170,7 @@ def _digest(scope: Scope, body: bytes) -> bytes:
         body = body.replace(found[1], b"")
     path = scope["path"].removeprefix("/v1").encode()
     form = _header(scope, b"accept") or b"" if path == b"/fanout" else b""  # only there the reply depends on it
-    digest = hashlib.sha256()
-    for part in (path, scope["query_string"], kind.partition(b";")[0], form, body):
-        digest.update(b"%d:" % len(part))
-        digest.update(part)
-    return digest.digest()
+    return digest_of(path, scope["query_string"], kind.partition(b";")[0], form, body)
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

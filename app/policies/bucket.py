@@ -63,9 +63,8 @@ class Bucket:
         self._heard_at = float("-inf")  # when the call was sent whose reply is believed
         self._said: tuple[float, float, float] | None = None  # when, what we had taken by then, what was left
         self._mark = Mark(now, 0.0)
-        self._recent: deque[tuple[float, float]] = (
-            deque()
-        )  # instants of the last second, and what was taken before them
+        # instants of the last second, and what was taken before them
+        self._recent: deque[tuple[float, float]] = deque()
         self._returned: deque[tuple[float, float]] = deque(maxlen=_RETURNS)  # what was given back: when taken, how much
 
     @property

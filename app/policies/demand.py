@@ -29,6 +29,13 @@ class Demand:
         self._peak = max(self._peak, count)
         return self.reserve
 
+    def kept_free(self, limit: int, taken: int) -> int:
+        """Args: limit: Places in all. taken: Those that interactive calls have.
+
+        Returns: Places that batch calls leave free: never more than half of all, with what is taken already.
+        """
+        return max(0, min(self.reserve, limit // 2) - taken)
+
     def _turn(self, now: float) -> None:
         passed = int((now - self._until) / _SPAN_SECONDS) + 1 if now >= self._until else 1
         self._peaks.append(self._peak)

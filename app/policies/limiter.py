@@ -48,7 +48,7 @@ class Limiter:
     @property
     def reserve(self) -> int:
         """Places that batch calls leave free beyond those that interactive calls have taken."""
-        return max(0, min(self._demand.reserve, self.concurrency.limit // 2) - self.flying["interactive"])
+        return self._demand.kept_free(self.concurrency.limit, self.flying["interactive"])
 
     def is_idle(self, now: float) -> bool:
         """Whether nothing is under way, waits or is used up."""

@@ -26,7 +26,7 @@ class Pool:
         """Returns: Places that this lane may still take; less than 1: none."""
         if lane == "interactive":
             return self.free
-        return self.free - max(0, min(self._demand.reserve, self.most // 2) - self._interactive)
+        return self.free - self._demand.kept_free(self.most, self._interactive)
 
     def waits(self, lane: Lane, change: int, now: float) -> None:
         """A call joined the queue (1) or left it (-1)."""

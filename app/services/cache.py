@@ -6,7 +6,6 @@ one to leave takes it with him.
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from app.errors import DeadlineError
 from app.policies.lru import LruStore
 from app.settings import CacheSettings
 from app.upstream.types import Call, Reply
+from app.wire.digest import digest_of
 from app.wire.endpoints import FANOUT_PATHS
 
 _OF_THE_MOMENT = ("x-ratelimit-", "retry-after", "openai-processing-ms")  # true of one call, not of its repetition
@@ -210,12 +210,9 @@ def _with_what_is_left(call: Call, deadline: float | None) -> Call:
 
 def _key(call: Call, *, across_keys: bool) -> bytes:
     """Returns: A digest of everything that the reply can depend on."""
-    digest = hashlib.sha256()
     who = b"*" if across_keys else b"=" + call.caller.encode()
-    for part in (who, call.endpoint.path.encode(), (call.model or "").encode(), _headers(call.headers), call.body):
-        digest.update(b"%d:" % len(part))  # no part can run over into the next
-        digest.update(part)
-    return digest.digest()
+    path, model = call.endpoint.path.encode(), (call.model or "").encode()
+    return digest_of(who, path, model, _headers(call.headers), call.body)
 
 
 def _headers(headers: Mapping[str, str]) -> bytes:

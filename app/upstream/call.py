@@ -3,7 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 from app.errors import CircuitOpenError, DeadlineError, GatewayError
 from app.policies import outcome
@@ -72,7 +73,7 @@ class CallStack:
         ordered = self._ordered(call, targets)
         if len(ordered) > 1 and self.router.strategy(call.model) == "hedge":
 
-            def send(one: Call, some: Sequence[Target], more: int) -> Awaitable[tuple[Reply, Outcome]]:
+            def send(one: Call, some: Sequence[Target], more: int) -> Coroutine[Any, Any, tuple[Reply, Outcome]]:
                 return self._in_turn(one, some, deadline, alone=False, more=more)
 
             return await self._hedger.send(call, ordered, deadline, send)

@@ -4,8 +4,9 @@ Source: J. Dean, L. A. Barroso, "The Tail at Scale", CACM 2013.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from app.errors import GatewayError
 from app.policies import outcome
@@ -15,7 +16,7 @@ from app.policies.routing import Target
 from app.upstream.attempt import Upstream
 from app.upstream.types import Call, Reply, Trace, is_over
 
-Send = Callable[[Call, Sequence[Target], int], Awaitable[tuple[Reply, Outcome]]]
+Send = Callable[[Call, Sequence[Target], int], Coroutine[Any, Any, tuple[Reply, Outcome]]]
 _Task = asyncio.Task[tuple[Reply, Outcome]]
 
 
@@ -41,7 +42,7 @@ class Hedger:
 
         def start(some: Sequence[Target], more: int) -> None:
             work = send(replace(call, trace=traces[len(tasks)]), some, more)
-            tasks.append(asyncio.create_task(_awaited(work), name="hedged call"))
+            tasks.append(asyncio.create_task(work, name="hedged call"))
 
         winner: _Task | None = None
         is_clean = False
@@ -76,10 +77,6 @@ class Hedger:
         """Whether a second target may be asked: the first one's calls that go well pay for it, as for a retry."""
         now = asyncio.get_running_loop().time()
         return self._budget(call).spend() and self._upstreams[first.upstream].budget.spend(now)
-
-
-async def _awaited(work: Awaitable[tuple[Reply, Outcome]]) -> tuple[Reply, Outcome]:
-    return await work
 
 
 async def _first_usable(tasks: list[_Task]) -> _Task:
