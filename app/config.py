@@ -21,7 +21,7 @@ from app.settings import OPENAI_URL, GatewaySettings
 
 log = logging.getLogger("sluicegate")
 PREFIX = "SLUICEGATE_"
-_SECRET_FIELDS = {"api_key", "key", "key_sha256", "database_url"}
+_SECRET_FIELDS = {"api_key", "key", "key_sha256", "database_url", "files_url"}
 _LONGEST_SHOWN = 80
 
 
@@ -96,7 +96,7 @@ class Settings(GatewaySettings, BaseSettings):
             }
         return data
 
-    @field_validator("upstreams", "keys", "database_url", mode="before")
+    @field_validator("upstreams", "keys", "database_url", "files_url", mode="before")
     @classmethod
     def _with_env_references(cls, value: object, info: ValidationInfo) -> object:
         return _resolved(value, info.field_name or "")

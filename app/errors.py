@@ -137,6 +137,18 @@ class DrainingError(GatewayError):
     status, type, code, should_retry = 503, "overloaded_error", "draining", True
 
 
+class StorageError(GatewayError):
+    """The database or the files cannot be reached; what was asked for is undone, or was never begun."""
+
+    status, type, code, should_retry = 503, "overloaded_error", "storage_unavailable", True
+
+
+class StorageFullError(StorageError):
+    """No room is left. A retry helps only after somebody has made some."""
+
+    status, code, should_retry = 507, "storage_full", False
+
+
 class DeadlineError(GatewayError):
     """Any of the three clocks of a call ran out."""
 

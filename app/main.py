@@ -5,12 +5,15 @@ import contextlib
 import gc
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import anyio
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import config
+from app.config import ConfigError
+from app.errors import StorageError
 from app.http import fanout_routes, handlers, openai_routes, openapi, ops_routes
 from app.http.context import Gateway
 from app.http.drain import Drain
@@ -24,6 +27,8 @@ from app.services.idempotency import MemoryStore
 from app.services.keys import Keyring
 from app.settings import GatewaySettings
 from app.simulator import server as simulator
+from app.store.database import Database, StorageInUseError
+from app.store.owners import Owner
 from app.telemetry import Uptime, configure_logging
 from app.upstream.attempt import Upstream
 from app.upstream.call import CallStack
@@ -61,7 +66,6 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         lifespan=_lifespan(chosen),
         redirect_slashes=False,
     )
-    _warn_of_what_is_to_come(chosen)
     handlers.install(app)
     openapi.install(app)
     app.include_router(openai_routes.router(), prefix="/v1")
@@ -83,12 +87,6 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     return app
 
 
-def _warn_of_what_is_to_come(settings: GatewaySettings) -> None:
-    """Says which settings are read but do nothing yet, so that nobody relies on them."""
-    if settings.database_url is not None:
-        log.warning("database_url is not used yet")
-
-
 def _lifespan(
     settings: GatewaySettings,
 ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[dict[str, Gateway]]]:
@@ -108,7 +106,38 @@ def _lifespan(
 
 @contextlib.asynccontextmanager
 async def running_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
-    """Everything but HTTP: the upstreams' clients, the call stack and what submits calls to it."""
+    """Everything but HTTP: what carries calls, the storage, and what submits calls and keeps what comes of them."""
+    async with contextlib.AsyncExitStack() as cleanup:
+        calls = await cleanup.enter_async_context(running_calls(settings))
+        database = await asyncio.to_thread(open_database, settings)
+        cleanup.push_async_callback(asyncio.to_thread, database.close)
+        owner = Owner(database, settings.lease)
+        await asyncio.to_thread(owner.start)
+        cleanup.push_async_callback(asyncio.to_thread, owner.stop)
+        yield Gateway(
+            settings=settings,
+            stack=calls.stack,
+            cache=calls.cache,
+            idempotency=MemoryStore(settings.idempotency_max_bytes, settings.idempotency_ttl),
+            catalog=calls.catalog,
+            keyring=Keyring(settings.keys),
+            uptime=Uptime(),
+            drain=Drain(settings.drain_timeout),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """What carries calls to upstreams."""
+
+    stack: CallStack
+    cache: Cache
+    catalog: Catalog
+
+
+@contextlib.asynccontextmanager
+async def running_calls(settings: GatewaySettings) -> AsyncIterator[Calls]:
+    """The upstreams' clients and the call stack, without any storage."""
     async with contextlib.AsyncExitStack() as cleanup:
         router, retry = Router.from_settings(settings), RetryPolicy(settings.max_attempts)
         stack = CallStack(await _upstreams(settings, cleanup), router, retry)
@@ -117,16 +146,20 @@ async def running_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         cleanup.push_async_callback(cache.aclose)
         catalog = Catalog(stack, settings.models_ttl)
         await _keep_fresh(catalog, cleanup)
-        yield Gateway(
-            settings=settings,
-            stack=stack,
-            cache=cache,
-            idempotency=MemoryStore(settings.idempotency_max_bytes, settings.idempotency_ttl),
-            catalog=catalog,
-            keyring=Keyring(settings.keys),
-            uptime=Uptime(),
-            drain=Drain(settings.drain_timeout),
-        )
+        yield Calls(stack, cache, catalog)
+
+
+def open_database(settings: GatewaySettings) -> Database:
+    """Raises: ConfigError: It cannot be used; the line names the setting."""
+    url = settings.database_url
+    try:
+        return Database(None if url is None else url.get_secret_value(), settings.data_dir)
+    except StorageInUseError as error:
+        raise ConfigError(f"data_dir: {error}") from None
+    except StorageError as error:
+        raise ConfigError(f"{'data_dir' if url is None else 'database_url'}: {error.message}") from None
+    except OSError as error:
+        raise ConfigError(f"data_dir = {str(settings.data_dir)!r}: {error.strerror}") from None
 
 
 async def _upstreams(settings: GatewaySettings, cleanup: contextlib.AsyncExitStack) -> dict[str, Upstream]:

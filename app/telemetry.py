@@ -35,7 +35,7 @@ def configure_logging(level: str, *, access: bool) -> None:
     problems = logging.StreamHandler(sys.stderr)
     problems.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[problems], force=True)
-    for noisy in ("httpx2", "openai", "sse_starlette"):
+    for noisy in ("httpx2", "openai", "sse_starlette", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     calls = logging.StreamHandler(sys.stdout)
     calls.setFormatter(JsonLines())

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from app.settings import (
+    BatchSettings,
     CacheSettings,
     GatewaySettings,
     KeySettings,
@@ -29,9 +30,10 @@ _GROUPS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("models.NAME.", ModelSettings),
     ("keys.NAME.", KeySettings),
     ("cache.", CacheSettings),
+    ("batches.", BatchSettings),
     ("simulator.", SimulatorSettings),
 )
-_TABLES = {"upstreams", "models", "keys", "cache", "simulator"}
+_TABLES = {"upstreams", "models", "keys", "cache", "batches", "simulator"}
 
 
 def settings() -> Iterator[tuple[str, FieldInfo]]:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.config import ConfigError
 from app.errors import InvalidRequestError
-from app.main import running_gateway
+from app.main import running_calls
 from app.services.fanout import Fanout
 from app.services.items import read_from
 from app.services.keys import ANYONE
@@ -36,9 +36,9 @@ async def in_process(settings: GatewaySettings, file: Path, options: Mapping[str
     except InvalidRequestError as error:
         raise ConfigError(f"{error.param}: {error.message}") from None
 
-    async with running_gateway(settings) as gateway:
+    async with running_calls(settings) as calls:
         items = read_from(_pieces(file), wanted, settings.max_line_bytes, streams=False)
-        run = Fanout(gateway.cache.call, items, wanted, ANYONE.check, gateway.stack.slots)
+        run = Fanout(calls.cache.call, items, wanted, ANYONE.check, calls.stack.slots)
         try:
             async for result in run:
                 if isinstance(result, Result):
