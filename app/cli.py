@@ -2,16 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from app.commands.batch_cli import batch
+from app.commands.explains import explains
 from app.config import ConfigError, load
 
 cli = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+cli.add_typer(batch, name="batch")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8000]")]
@@ -19,22 +20,8 @@ Workers = Annotated[int | None, typer.Option(help="Processes [default: 1]")]
 Config = Annotated[str | None, typer.Option(help="Configuration file [default: sluicegate.toml]")]
 
 
-def _explains(command: Callable[..., None]) -> Callable[..., None]:
-    """A wrong setting ends the command with one line and exit code 2."""
-
-    @wraps(command)
-    def explained(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except ConfigError as error:
-            typer.echo(f"sluicegate: {error}", err=True)
-            raise typer.Exit(2) from None
-
-    return explained
-
-
 @cli.callback(invoke_without_command=True)
-@_explains
+@explains
 def root(
     context: typer.Context,
     host: Host = None,
@@ -50,7 +37,7 @@ def root(
 
 
 @cli.command()
-@_explains
+@explains
 def serve(host: Host = None, port: Port = None, workers: Workers = None, config: Config = None) -> None:
     """Serve the gateway (the default)."""
     _serve(host, port, workers, config)
@@ -60,19 +47,36 @@ def _serve(host: str | None, port: int | None, workers: int | None, config: str 
     from app import serving
 
     settings = load(config, host=host, port=port, workers=workers)
+    from app.main import create_app
+    from app.wiring import check_storage
+
     serving.raise_open_files()
     with serving.listener(settings.host, settings.port) as bound:
+        check_storage(settings)
         typer.echo(serving.banner(settings, bound.getsockname()[1]), err=True)
         if settings.workers == 1:
-            from app.main import create_app
-
             serving.serve(create_app(settings), bound)
             return
     serving.serve_workers(settings)
 
 
 @cli.command()
-@_explains
+@explains
+def worker(config: Config = None) -> None:
+    """Work batches off without serving: as many as you like beside servers on one `database_url`."""
+    from app import serving
+    from app.commands import worker as command
+    from app.telemetry import configure_logging
+
+    settings = load(config)
+    settings = settings.model_copy(update={"batches": settings.batches.model_copy(update={"worker": True})})
+    configure_logging(settings.log_level, access=False)
+    serving.raise_open_files()
+    asyncio.run(command.run(settings))
+
+
+@cli.command()
+@explains
 def simulate(
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on")] = 8001,
@@ -96,7 +100,7 @@ def simulate(
 
 
 @cli.command()
-@_explains
+@explains
 def fanout(
     file: Annotated[
         Path, typer.Argument(help="A JSON Lines file: {custom_id, url, body} a line", exists=True, dir_okay=False)
@@ -129,7 +133,7 @@ def fanout(
 
 
 @cli.command()
-@_explains
+@explains
 def bench(
     base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible upstream [default: a simulator]")] = None,
     api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Its key")] = "none",

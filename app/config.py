@@ -23,6 +23,7 @@ log = logging.getLogger("sluicegate")
 PREFIX = "SLUICEGATE_"
 _SECRET_FIELDS = {"api_key", "key", "key_sha256", "database_url", "files_url"}
 _LONGEST_SHOWN = 80
+_NO_SETTINGS = ("CONFIG", "URL", "API_KEY")  # read elsewhere: which file, and the command line's gateway
 
 
 def upstreams_of_the_sdk(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -177,7 +178,7 @@ def _shown(loc: tuple[int | str, ...], kind: str, value: object) -> str:
 
 
 def _warn_of_unknown_variables(settings: Settings) -> None:
-    known = {f"{PREFIX}{name}".upper() for name in type(settings).model_fields} | {f"{PREFIX}CONFIG"}
+    known = {name.upper() for name in (*type(settings).model_fields, *_NO_SETTINGS)}
     for variable in os.environ:
-        if variable.startswith(PREFIX) and variable.split("__", 1)[0].upper() not in known:
+        if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).split("__", 1)[0].upper() not in known:
             log.warning("%s is not a setting of this version: ignored", variable)

@@ -89,6 +89,12 @@ class IdempotencyInProgressError(GatewayError):
     status, type, code, should_retry = 409, "conflict_error", "idempotency_in_progress", True
 
 
+class ConflictError(GatewayError):
+    """What is asked for does not go with the state that the thing is in."""
+
+    status, type, should_retry = 409, "conflict_error", False
+
+
 class BodyTooLargeError(GatewayError):
     status, type, code, should_retry = 413, "invalid_request_error", "body_too_large", False
 
@@ -141,6 +147,12 @@ class StorageError(GatewayError):
     """The database or the files cannot be reached; what was asked for is undone, or was never begun."""
 
     status, type, code, should_retry = 503, "overloaded_error", "storage_unavailable", True
+
+
+class FileContentMissingError(StorageError):
+    """A file is known, but its bytes are gone."""
+
+    code, should_retry = "file_content_missing", False
 
 
 class StorageFullError(StorageError):

@@ -1,8 +1,8 @@
-"""Servers that tests share: one simulator, and one gateway in front of it."""
+"""What tests share: one simulator, one gateway in front of it, and both databases."""
 
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings
 from openai import AsyncOpenAI, OpenAI
 
+from app.store.database import Database
+from tests.postgres import Postgres
 from tests.support import Server, free_port, serving
 
 NODE_FOLDER = Path(__file__).parent / "node"
@@ -73,6 +75,42 @@ def fragile() -> Iterator[Server]:
     """A gateway with short clocks whose upstream is whatever a test serves on `FRAGILE_PORT`."""
     with serving("serve", toml=_FRAGILE) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_server: Postgres) -> Callable[[], str]:
+    """Makes an empty PostgreSQL database at every call, and returns its address (`SLUICEGATE_DATABASE_URL`)."""
+    return postgres_server.fresh
+
+
+@pytest.fixture
+def lonely_postgres() -> Iterator[Postgres]:
+    """One that a test may stop and start."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage(request: pytest.FixtureRequest) -> str | None:
+    """What a `Database` is opened with: the address of an empty one; None: SQLite, in `tmp_path`."""
+    if request.param == "sqlite":
+        return None
+    make: Callable[[], str] = request.getfixturevalue("postgres")
+    return make()
+
+
+@pytest.fixture
+def database(storage: str | None, tmp_path: Path) -> Iterator[Database]:
+    """Each of the two databases, empty, in the schema of today."""
+    opened = Database(storage, tmp_path)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

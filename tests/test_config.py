@@ -93,7 +93,7 @@ def test_with_nothing_set_the_simulator_is_the_upstream_on_loopback() -> None:
 
 
 def test_the_command_line_wins_over_the_environment_over_dotenv_over_the_file() -> None:
-    toml("port = 1\nworkers = 1\nmax_attempts = 1\nmax_embedding_inputs = 1")
+    toml('port = 1\nworkers = 1\nmax_attempts = 1\nmax_embedding_inputs = 1\ndatabase_url = "postgresql://db/x"')
     assert load().port == 1
     Path(".env").write_text("SLUICEGATE_PORT=2\nSLUICEGATE_WORKERS=2\nSLUICEGATE_MAX_ATTEMPTS=2\n")
     env(SLUICEGATE_PORT="3", SLUICEGATE_WORKERS="3")
@@ -312,6 +312,9 @@ _WRONG: dict[str, tuple[dict[str, str], list[str]]] = {
     "a port of text": ({"PORT": "http"}, ["port", "'http'", "integer"]),
     "a port too high": ({"PORT": "70000"}, ["port", "70000", "65535"]),
     "no workers": ({"WORKERS": "0"}, ["workers", "0", "greater than or equal to 1"]),
+    "several workers on one file": ({"WORKERS": "2"}, ["workers", "database_url", "SQLite"]),
+    "another database": ({"DATABASE_URL": f"mysql://me:{SECRET}@db/x"}, ["database_url", "(secret)", "postgresql://"]),
+    "no lease": ({"LEASE": "0.5"}, ["lease", "0.5", "greater than or equal to 1"]),
     "no time": ({"DRAIN_TIMEOUT": "0"}, ["drain_timeout", "0", "greater than 0"]),
     "a time that is no number": ({"BODY_TIMEOUT": "nan"}, ["body_timeout", "nan"]),
     "an unknown level": ({"LOG_LEVEL": "loud"}, ["log_level", "'loud'", "'debug', 'info', 'warning' or 'error'"]),

@@ -4,19 +4,19 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import aiohttp
 import anyio
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from app.commands.progress import Bar, Causes, rate
+from app.commands.remote import LONGEST_LINE, authorized, home
 from app.config import ConfigError
 from app.errors import InvalidRequestError
-from app.main import running_calls
 from app.services.fanout import Fanout
 from app.services.items import read_from
 from app.services.keys import ANYONE
@@ -24,9 +24,9 @@ from app.settings import GatewaySettings
 from app.wire.fanout import read_options
 from app.wire.jsonl import LineReader
 from app.wire.results import Result
+from app.wiring import running_calls
 
 _PIECE = 256 * 1024
-_LONGEST_LINE = 64 * 1024**2
 
 
 async def in_process(settings: GatewaySettings, file: Path, options: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
@@ -51,13 +51,9 @@ async def over_http(
     url: str, api_key: str | None, file: Path, options: Mapping[str, str]
 ) -> AsyncGenerator[bytes, None]:
     """Yields: A result line per item, as the gateway at `url` sends them while the file still goes out."""
-    headers = {"content-type": "application/x-ndjson", "accept": "application/x-ndjson"}
-    if api_key:
-        headers["authorization"] = f"Bearer {api_key}"
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"url = {url!r}: must be an http:// or https:// address")
-    address = f"{url.rstrip('/').removesuffix('/v1')}/v1/fanout"
-    lines = LineReader(_LONGEST_LINE)
+    headers = {"content-type": "application/x-ndjson", "accept": "application/x-ndjson", **authorized(api_key)}
+    address = f"{home(url)}/fanout"
+    lines = LineReader(LONGEST_LINE)
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session,
@@ -68,7 +64,7 @@ async def over_http(
             async for piece in reply.content.iter_any():
                 for line in lines.feed(piece):
                     if line is None:
-                        raise ConfigError(f"a result line is longer than {_LONGEST_LINE} bytes")
+                        raise ConfigError(f"a result line is longer than {LONGEST_LINE} bytes")
                     if b'"fanout.summary"' in line[:60]:
                         return
                     yield line
@@ -86,22 +82,22 @@ async def _pieces(file: Path) -> AsyncIterator[bytes]:
 async def run(lines: AsyncGenerator[bytes, None], file: Path, out: Path | None) -> int:
     """Writes the result lines and shows how it goes. Returns: The exit code."""
     total = await anyio.to_thread.run_sync(_count_lines, file)
-    failures: Counter[str] = Counter()
+    failures = Causes()
     done = 0
     target: IO[bytes] | None = None
     progress = _progress(quiet=out is None)
     try:
         progress.start()
         async with contextlib.aclosing(lines):
-            bar = progress.add_task("", total=total, failures="")
+            bar = progress.add_task("", total=total)
             async for line in lines:
                 if target is None:  # only now: an old file of results is not lost to a wrong option
                     target = _opened(out)
                 target.write(line + b"\n")
                 done += 1
-                if cause := _cause(json.loads(line)):
-                    failures[cause] += 1
-                progress.update(bar, completed=done, failures=_told(failures))
+                if failures.add(line):
+                    progress.note(failures)
+                progress.update(bar, completed=done)
     except asyncio.CancelledError:
         _say({"stopped": True, "done": done, "of": total, "out": str(out or "-")})
         raise
@@ -111,8 +107,8 @@ async def run(lines: AsyncGenerator[bytes, None], file: Path, out: Path | None) 
             target.flush()
         if target is not None and out is not None:
             target.close()
-    _say({"total": done, "failed": failures.total(), "failures": dict(failures), "out": str(out or "-")})
-    return 1 if failures else 0
+    _say({"total": done, "failed": failures.total, "failures": failures.counts(), "out": str(out or "-")})
+    return 1 if failures.total else 0
 
 
 def _say(summary: dict[str, Any]) -> None:
@@ -128,35 +124,15 @@ def _opened(out: Path | None) -> IO[bytes]:
         raise ConfigError(f"{out}: {error.strerror}") from None
 
 
-def _progress(*, quiet: bool) -> Progress:
+def _progress(*, quiet: bool) -> Bar:
     """Args: quiet: The results themselves go to the terminal."""
-    return Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate("{task.speed}"),
-        TimeRemainingColumn(),
-        TextColumn("[red]{task.fields[failures]}"),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty() or (quiet and sys.stdout.isatty()),
-    )
+    shown = sys.stderr.isatty() and not (quiet and sys.stdout.isatty())
+    return Bar(_Rate("{task.speed}"), TimeRemainingColumn(), shown=shown)
 
 
 class _Rate(TextColumn):
-    def render(self, task: Any) -> Any:
-        self.text_format = f"{task.speed or 0:.1f}/s"
-        return super().render(task)
-
-
-def _told(failures: Counter[str]) -> str:
-    return ", ".join(f"{count} x {cause}" for cause, count in failures.most_common(3))
-
-
-def _cause(line: dict[str, Any]) -> str:
-    """Returns: Why an item failed, in a word; empty if it did not."""
-    if line["error"] is not None:
-        return str(line["error"]["code"])
-    status = line["response"]["status_code"]
-    return "" if 200 <= status < 300 else f"HTTP {status}"
+    def render(self, task: Task) -> Text:
+        return Text(rate(task.speed))
 
 
 def _count_lines(file: Path) -> int:

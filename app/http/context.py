@@ -9,7 +9,10 @@ from starlette.types import Send
 
 from app.errors import PermissionDeniedError
 from app.http.drain import Drain
+from app.services.batches.submission import Batches
+from app.services.batches.worker import Worker
 from app.services.cache import Cache
+from app.services.files import Files
 from app.services.idempotency import IdempotencyStore
 from app.services.keys import Caller, Keyring
 from app.settings import GatewaySettings, is_loopback
@@ -31,6 +34,9 @@ class Gateway:
     keyring: Keyring
     uptime: Uptime
     drain: Drain
+    files: Files
+    batches: Batches
+    worker: Worker | None
 
 
 @dataclass(slots=True)

@@ -25,14 +25,16 @@ class Drain:
 
     Attributes:
         started: No new work is taken.
+        began: Set just behind it.
         over: Set when patience is at its end: what still runs ends now.
     """
 
     def __init__(self, patience: float) -> None:
         self.started = False
+        self.began = asyncio.Event()
         self.over = asyncio.Event()
         self._patience = patience
-        self._began = 0.0
+        self._since = 0.0
         self._hurry = asyncio.Event()
         self._active = 0
         self._idle = asyncio.Event()
@@ -75,11 +77,11 @@ class Drain:
 
         def handle(number: int, _: FrameType | None) -> None:
             if self.started:
-                if time.monotonic() - self._began > _SAME_SIGNAL_SECONDS:
+                if time.monotonic() - self._since > _SAME_SIGNAL_SECONDS:
                     loop.call_soon_threadsafe(self._hurry.set)
                 return
             self.started = True
-            self._began = time.monotonic()
+            self._since = time.monotonic()
             stop = before[signal.Signals(number)]
             loop.call_soon_threadsafe(self._begin, partial(stop, number, None) if callable(stop) else loop.stop)
 
@@ -92,6 +94,7 @@ class Drain:
                 signal.signal(number, handler)
 
     def _begin(self, stop: Callable[[], object]) -> None:
+        self.began.set()
         self._task = asyncio.create_task(self._run(stop), name="drain")
 
     async def _run(self, stop: Callable[[], object]) -> None:

@@ -22,6 +22,7 @@ from app.wire.digest import digest_of
 _NAME = HEADER.lower().encode()
 _KEY = re.compile(rb"[!-~]{1,255}")
 _BOUNDARY = re.compile(rb'boundary="?([^";,\s]+)')
+_UPLOADS = {b"/files"}
 _REPLAYED = (b"idempotent-replayed", b"true")
 
 
@@ -50,16 +51,20 @@ class Idempotency:
             raise InvalidRequestError("must be 1 to 255 visible ASCII characters", param=HEADER)
         running: Gateway = scope["state"]["gateway"]
         record: CallRecord = scope["state"]["record"]
-        body = await read_body(Request(scope, receive), running)
-        claimed, asked = key_of(_header(scope, b"authorization") or b"", key), _digest(scope, body)
+        claimed = key_of(_header(scope, b"authorization") or b"", key)
+        if _path(scope) in _UPLOADS:
+            asked = _digest_of_upload(scope)
+        else:
+            body = await read_body(Request(scope, receive), running)
+            asked, receive = _digest(scope, body), _Replaying(body, receive).receive
         stored = await running.idempotency.claim(claimed, asked)
         if stored is not None:
             await _replay(stored, running, record)(scope, receive, send)
             return
-        run = _Run(claimed, asked, running.idempotency, record)
+        run = _Run(claimed, running.idempotency, record)
         try:
             record.send = run.listening(record.send)  # the pieces of live replies go past this layer
-            await self._app(scope, _Replaying(body, receive).receive, run.listening(send))
+            await self._app(scope, receive, run.listening(send))
         finally:
             await run.settle()
 
@@ -95,9 +100,8 @@ class _Replaying:
 class _Run:
     """A claimed call: overhears its reply, and gives the claim back exactly once."""
 
-    def __init__(self, claimed: bytes, asked: bytes, store: IdempotencyStore, record: CallRecord) -> None:
+    def __init__(self, claimed: bytes, store: IdempotencyStore, record: CallRecord) -> None:
         self._claimed = claimed
-        self._asked = asked
         self._store = store
         self._record = record
         self._most = store.largest
@@ -140,7 +144,7 @@ class _Run:
         if reply is None:
             await self._store.release(self._claimed)
         else:
-            await self._store.keep(self._claimed, self._asked, reply)
+            await self._store.keep(self._claimed, reply)
 
     def _reply(self) -> StoredReply | None:
         seen = self._record
@@ -168,9 +172,20 @@ def _digest(scope: Scope, body: bytes) -> bytes:
     kind = _header(scope, b"content-type") or b""
     if found := _BOUNDARY.search(kind):  # clients draw a new one for every try
         body = body.replace(found[1], b"")
-    path = scope["path"].removeprefix("/v1").encode()
+    path = _path(scope)
     form = _header(scope, b"accept") or b"" if path == b"/fanout" else b""  # only there the reply depends on it
     return digest_of(path, scope["query_string"], kind.partition(b";")[0], form, body)
+
+
+def _digest_of_upload(scope: Scope) -> bytes:
+    """Returns: The same for a body that may be many GiB, and is not read for it: its length stands for it."""
+    kind, length = _header(scope, b"content-type") or b"", _header(scope, b"content-length") or b""
+    return digest_of(_path(scope), scope["query_string"], kind.partition(b";")[0], length)
+
+
+def _path(scope: Scope) -> bytes:
+    path: str = scope["path"]
+    return path.removeprefix("/v1").encode()
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

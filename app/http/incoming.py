@@ -1,8 +1,9 @@
 """What comes in: bodies with a bound in size and time, and the news that the client has gone."""
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any, Self, TypeVar, cast
 
 from fastapi import Request
@@ -24,23 +25,32 @@ async def read_body(request: Request, gateway: Gateway) -> bytes:
     Raises:
         BodyTooLargeError, SlowRequestError, ClientHungUpError, DrainingError: As they say.
     """
+    async with until_the_drain_is_over(gateway.drain):
+        return await _whole_body(request, gateway.settings.max_body_bytes, gateway.settings.body_timeout)
+
+
+@contextlib.asynccontextmanager
+async def until_the_drain_is_over(drain: Drain) -> AsyncGenerator[None, None]:
+    """The block is cancelled when the drain's patience is at its end.
+
+    Raises: DrainingError: Then.
+    """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in a task
     try:
-        with gateway.drain.cancels(task):
-            return await _whole_body(request, gateway.settings.max_body_bytes, gateway.settings.body_timeout)
+        with drain.cancels(task):
+            yield
     except asyncio.CancelledError:
-        if gateway.drain.over.is_set() and task.uncancel() == 0:
-            raise gateway.drain.error() from None
+        if drain.over.is_set() and task.uncancel() == 0:
+            raise drain.error() from None
         raise
 
 
-async def _whole_body(request: Request, limit: int, patience: float) -> bytes:
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > limit:
-        raise _too_large(limit)
-    pieces: list[bytes] = []
-    size = 0
+async def pieces_of(request: Request, patience: float) -> AsyncGenerator[bytes, None]:
+    """Yields: The body as it comes in.
+
+    Raises: SlowRequestError, ClientHungUpError: As they say.
+    """
     more = True
     while more:
         try:
@@ -51,11 +61,21 @@ async def _whole_body(request: Request, limit: int, patience: float) -> bytes:
         if message["type"] == "http.disconnect":
             raise ClientHungUpError("the client hung up while sending its body")
         if piece := message.get("body", b""):
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                raise _too_large(limit)
+            yield piece
         more = message.get("more_body", False)
+
+
+async def _whole_body(request: Request, limit: int, patience: float) -> bytes:
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > limit:
+        raise _too_large(limit)
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in pieces_of(request, patience):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

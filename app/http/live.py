@@ -123,10 +123,12 @@ class LiveResponse(EventSourceResponse):
         self._sending_since = None
 
     async def _listen_for_disconnect(self, receive: Receive) -> None:
-        if self._gone is None:
-            await super()._listen_for_disconnect(receive)
-        else:
+        if self._gone is not None:
             await self._gone()
+            return
+        while (await receive())["type"] != "http.disconnect":
+            pass  # nor does it end with the stream: the last piece may take its time, and must not be cancelled
+        self.active = False
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
         """The watch: breaks silence, drops a reader that does not read, and ends the stream when the drain is over."""

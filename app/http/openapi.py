@@ -35,6 +35,12 @@ FANOUT_EXAMPLE: dict[str, Any] = {
     "order": "completed",
     "concurrency": 32,
 }
+BATCH_EXAMPLE: dict[str, Any] = {
+    "endpoint": "/v1/chat/completions",
+    "completion_window": "24h",
+    "requests": [{"custom_id": "a", "body": {"model": _MODEL, "messages": _MESSAGES}}],
+    "metadata": {"job": "greetings"},
+}
 
 
 def describe(endpoint: Endpoint) -> dict[str, Any]:
@@ -65,6 +71,18 @@ def _form_body(fields: dict[str, str]) -> dict[str, Any]:
     }
     schema = {"type": "object", "properties": properties}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _upload_form() -> dict[str, Any]:
+    form = _form_body({"file": "file", "purpose": "batch", "expires_after[anchor]": "", "expires_after[seconds]": ""})
+    schema = form["requestBody"]["content"]["multipart/form-data"]["schema"]
+    schema["required"] = ["file", "purpose"]
+    schema["properties"]["expires_after[anchor]"] = {"type": "string", "enum": ["created_at"]}
+    schema["properties"]["expires_after[seconds]"] = {"type": "integer", "minimum": 3600, "maximum": 2_592_000}
+    return form
+
+
+UPLOAD_FORM = _upload_form()
 
 
 def install(app: FastAPI) -> None:

@@ -5,6 +5,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
+from app.errors import StorageError
 from app.http.context import CallerDep, Gateway, gateway
 
 _SIMULATED = "no upstream is configured: the built-in simulator answers"
@@ -51,8 +52,17 @@ async def status(request: Request, _: CallerDep) -> JSONResponse:
         for name, upstream in running.stack.upstreams.items()
     }
     process = {"uptime_seconds": running.uptime.seconds(), "tasks": len(asyncio.all_tasks())}
-    cache = running.cache.snapshot()
-    return JSONResponse({**process, **_notice(running), "upstreams": upstreams, "cache": cache})
+    parts = {"upstreams": upstreams, "cache": running.cache.snapshot(), "batches": await _batches(running)}
+    return JSONResponse({**process, **_notice(running), **parts})
+
+
+async def _batches(running: Gateway) -> dict[str, object]:
+    """All batches that run, by status, and what this process's worker has in hand."""
+    worker = None if running.worker is None else running.worker.snapshot()
+    try:
+        return {**await running.batches.snapshot(), "worker": worker}
+    except StorageError as error:
+        return {"error": error.code, "worker": worker}
 
 
 def _notice(running: Gateway) -> dict[str, object]:

@@ -26,7 +26,7 @@ class Splitter:
         bodies = embeddings.split(call.body, self._most) if call.endpoint is EMBEDDINGS else [call.body]
         if len(bodies) == 1:
             return await self._stack.call(call)
-        parts = [replace(call, body=body, patient=True, trace=Trace()) for body in bodies]
+        parts = [replace(call, body=body, patient=True, trace=call.trace.part()) for body in bodies]
         side_by_side = asyncio.Semaphore(self._stack.slots)
 
         async def send(part: Call) -> Reply:

@@ -90,6 +90,11 @@ class GatewaySettings(Frozen):
     batches: BatchSettings = Field(default_factory=lambda: BatchSettings.model_validate({}))
     simulator: SimulatorSettings = Field(default_factory=lambda: SimulatorSettings.model_validate({}))
 
+    @field_validator("database_url", "files_url", mode="before")
+    @classmethod
+    def _nothing_is_none(cls, value: object) -> object:
+        return value or None
+
     @field_validator("database_url")
     @classmethod
     def _is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:

@@ -5,12 +5,12 @@ It is deterministic by seed, misbehaves on demand (`knobs.py`, and `faults.py` a
 """
 
 import random
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from app.errors import GatewayError, InvalidRequestError
+from app.errors import GatewayError, InvalidRequestError, ModelNotFoundError
 from app.settings import SimulatorSettings
 from app.simulator import replies
 from app.simulator.answers import Answers, Call
@@ -23,6 +23,8 @@ from app.simulator.refusal import RefusedError, asked_for
 from app.simulator.replies import Body
 from app.simulator.requests import parse
 from app.simulator.service import Service
+
+_UNKNOWN = "no-such-"
 
 
 class Simulator:
@@ -49,6 +51,8 @@ class Simulator:
                 await self._control_faults(exchange, scope["method"])
             elif path == "/models":
                 await exchange.whole(200, msgspec.json.encode(replies.model_list()), "application/json", {})
+            elif path.startswith("/models/"):
+                await self._show_model(exchange, unquote(path.removeprefix("/models/")))
             else:
                 await self._counted(exchange, scope["method"], path, scope)
         except HungUpError:
@@ -61,6 +65,14 @@ class Simulator:
         if b"reset" in scope["query_string"]:
             self.ledger.reset()
         await exchange.whole(200, seen, "application/json", {})
+
+    async def _show_model(self, exchange: Exchange, name: str) -> None:
+        """Any name is a model's here, for knobs stand in it, but those that begin with `no-such-`."""
+        if name.startswith(_UNKNOWN):
+            error = ModelNotFoundError(f"the model {name!r} does not exist", param="model")
+            await exchange.whole(error.status, error.envelope(), "application/json", {})
+        else:
+            await exchange.whole(200, msgspec.json.encode(replies.model(name)), "application/json", {})
 
     async def _control_faults(self, exchange: Exchange, method: str) -> None:
         try:
@@ -103,7 +115,7 @@ class Simulator:
             await exchange.pause(None)
         if fault.status is not None:
             await exchange.pause(fault.latency)
-            raise asked_for(fault.status)
+            raise asked_for(fault.status, fault.code)
         if how.busy is not None and self._service.in_flight(model) >= how.busy:
             raise asked_for(429, headers=_after(how))
         limits = self._charged(model, how, path, request)

@@ -18,12 +18,14 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         status: Every call is answered with this error.
+        code: Its code, as `insufficient_quota`.
         hole: Calls are accepted and never answered, also after the healing: they were lost.
         share: The share of calls that is struck, 0 to 1.
         latency: Seconds before a reply, on top of the call's own.
     """
 
     status: Annotated[int, msgspec.Meta(ge=400, le=599)] | None = None
+    code: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     hole: bool = False
     share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     latency: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0

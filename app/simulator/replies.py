@@ -216,5 +216,8 @@ def transcript_events(answer: list[str]) -> Iterator[Body]:
 
 
 def model_list() -> Body:
-    data = [{"id": name, "object": "model", "created": CREATED, "owned_by": "simulator"} for name in MODELS]
-    return {"object": "list", "data": data}
+    return {"object": "list", "data": [model(name) for name in MODELS]}
+
+
+def model(name: str) -> Body:
+    return {"id": name, "object": "model", "created": CREATED, "owned_by": "simulator"}

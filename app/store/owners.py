@@ -19,6 +19,7 @@ from app.store.tables import owners
 
 log = logging.getLogger("sluicegate")
 _BEATS = 3  # within a lease
+_AFTER_FAILURE_SECONDS = 1.0
 _FORGOTTEN_SECONDS = 86_400
 
 
@@ -68,11 +69,21 @@ class Owner:
         self._thread.start()
 
     def _beat(self) -> None:
-        while not self._over.wait(self.lease / _BEATS):
-            try:
-                self._database.run_here(renew, self.id, self.lease)
-            except StorageError as error:
-                log.warning("the lease could not be renewed: %s", error.message)
+        every = self.lease / _BEATS
+        pause = every
+        while not self._over.wait(pause):
+            pause = every if self._is_renewed() else min(every, _AFTER_FAILURE_SECONDS)
+
+    def _is_renewed(self) -> bool:
+        try:
+            self._database.run_here(renew, self.id, self.lease)
+        except StorageError as error:
+            log.warning("the lease could not be renewed: %s", error.message)
+            return False
+        except Exception:  # a bug, or a database without its tables: the next beat may still find them
+            log.exception("the lease could not be renewed")
+            return False
+        return True
 
     def stop(self) -> None:
         """Gives everything back. Blocks for as long as one transaction takes."""

@@ -21,6 +21,10 @@ metadata = MetaData()
 _Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only what it calls INTEGER
 _Seconds = Float(53)
 
+# The statuses of a batch, those that end by themselves and those that are an end.
+RUNNING = ("validating", "in_progress", "finalizing", "cancelling")
+ENDED = ("failed", "completed", "expired", "cancelled")
+
 # A process that holds work. What it holds is free again when its lease is over (on the database's clock).
 owners = Table(
     "owners",
@@ -113,6 +117,7 @@ slices = Table(
     Column("sent_count", Integer, nullable=False, server_default="0"),
     Column("done_count", Integer, nullable=False, server_default="0"),
     Column("finished", Boolean, nullable=False, server_default=false()),
+    Column("version", Integer, nullable=False, server_default="0"),  # of commits: one that is repeated is told by it
     Index("slices_to_do", "batch", "finished", "number"),
     Index("slices_by_owner", "owner"),
 )

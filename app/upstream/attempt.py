@@ -86,7 +86,7 @@ class Upstream:
         if permit is None:
             slot.release(answered=False)
             raise self._left_alone(slot.family)
-        call.trace.attempts += 1
+        call.trace.attempted()
         return Flight(slot, permit, self.figures, whole=not call.stream, alone=alone)
 
     def _left_alone(self, family: Family) -> CircuitOpenError:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Raw
@@ -54,6 +55,20 @@ class Catalog:
             return found
         return {name: found.get(name) or _alias(name, 0) for name in allowed}
 
+    async def exists(self, model: str) -> bool:
+        """Asks whoever would have to answer for a model whether there is such a one.
+
+        Returns: False only if every target's upstream has a list without it and says `model_not_found` when asked.
+        """
+        if model in self._aliases:
+            return True
+        for target in self._stack.router.route(model):
+            upstream = self._stack.upstreams[target.upstream]
+            listed = {msgspec.json.decode(one["id"], type=str) for one in self._lists.get(upstream.name, ())}
+            if not listed or target.model in listed or not await _is_unknown(upstream, target.model or ""):
+                return True
+        return False
+
     async def prime(self) -> None:
         """Looks at the simulators' lists, which are here and at once: the first question finds an answer."""
         for upstream in self._stack.upstreams.values():
@@ -82,18 +97,31 @@ class Catalog:
         return True
 
 
+async def _is_unknown(upstream: Upstream, model: str) -> bool:
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            status, text = await _get(upstream, f"/models/{quote(model, safe='/')}")
+    except (GatewayError, TimeoutError):
+        return False
+    return status == 404 and b"model_not_found" in text
+
+
 async def _fetch(upstream: Upstream) -> list[Model]:
-    raw = await upstream.client.send("GET", "/models")
+    status, text = await _get(upstream, "/models")
+    if status != 200:
+        raise UpstreamMalformedError(f"the model list came with status {status}")
+    models = _LIST.decode(text).data
+    return [model for model in models if bytes(model.get("id", b""))[:1] == b'"']
+
+
+async def _get(upstream: Upstream, path: str) -> tuple[int, bytes]:
+    raw = await upstream.client.send("GET", path)
     deadline = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
     try:
         body = Body(raw, deadline=deadline, idle_timeout=_PATIENCE_SECONDS, on_end=lambda _: None)
-        text = await body.whole(_MAX_LIST_BYTES)
+        return raw.status, await body.whole(_MAX_LIST_BYTES)
     finally:
         raw.close()
-    if raw.status != 200:
-        raise UpstreamMalformedError(f"the model list came with status {raw.status}")
-    models = _LIST.decode(text).data
-    return [model for model in models if bytes(model.get("id", b""))[:1] == b'"']
 
 
 def _alias(name: str, created: int) -> Model:

@@ -37,7 +37,7 @@ class Hedger:
         Raises:
             GatewayError: There was no reply.
         """
-        traces = [Trace(), Trace()]
+        traces = [call.trace.part(), call.trace.part()]
         tasks: list[_Task] = []
 
         def start(some: Sequence[Target], more: int) -> None:

@@ -25,6 +25,8 @@ class Trace:
         queue_ms: Waiting for slots, over all attempts.
         upstream_ms: From the first attempt to the reply (streams: to its first event), without queueing.
         cache: `hit`, `miss` or `shared` (another caller's upstream call); empty: the cache took no part.
+        reached: An upstream has been asked.
+        whole: Of a part (of a split call, or one of two hedged ones): the trace of the call itself.
     """
 
     upstream: str = ""
@@ -32,6 +34,19 @@ class Trace:
     queue_ms: float = 0.0
     upstream_ms: float = 0.0
     cache: str = ""
+    reached: bool = False
+    whole: "Trace | None" = None
+
+    def part(self) -> "Trace":
+        """Returns: The trace of a part of the call."""
+        return Trace(whole=self)
+
+    def attempted(self) -> None:
+        """One more attempt is on its way."""
+        self.attempts += 1
+        self.reached = True
+        if self.whole is not None:
+            self.whole.reached = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class Result:
         """Returns: The result line as JSON, without a line feed: OpenAI's batch output line, `index`, `timing`."""
         response, error = None, None
         if self.status:
-            response = {"status_code": self.status, "request_id": self.request_id, "body": _json(self.body)}
+            response = {"status_code": self.status, "request_id": self.request_id, "body": embedded(self.body)}
         else:
             error = {"code": self.code, "message": self.message}
         line: dict[str, object] = {
@@ -63,7 +63,8 @@ class Result:
         return msgspec.json.encode(line)
 
 
-def _json(body: bytes) -> Raw | str:
+def embedded(body: bytes) -> Raw | str:
+    """Returns: A reply body as it stands in a line: JSON as it is but on one line, anything else as a string."""
     try:
         text = body.decode()
     except UnicodeDecodeError:

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -231,8 +231,11 @@ async def test_sigterm_ends_an_idle_server_at_once_and_a_second_one_ends_a_busy_
         assert await asyncio.to_thread(busy.process.wait, 10) == 0
 
 
-async def test_a_signal_to_the_whole_group_lets_the_workers_streams_finish(simulator: Server) -> None:
-    with serving("serve", "--workers", "2", env={"OPENAI_BASE_URL": simulator.base_url}, group=True) as server:
+async def test_a_signal_to_the_whole_group_lets_the_workers_streams_finish(
+    simulator: Server, postgres: Callable[[], str]
+) -> None:
+    env = {"OPENAI_BASE_URL": simulator.base_url, "SLUICEGATE_DATABASE_URL": postgres()}
+    with serving("serve", "--workers", "2", env=env, group=True) as server:
         async with httpx.AsyncClient(timeout=30) as http:
             body = chat("group-tokens=40-gap=0.05", stream=True)
             stream = asyncio.create_task(http.post(f"{server.base_url}/chat/completions", json=body))

@@ -1,8 +1,10 @@
 """`Idempotency-Key`: what is sent twice runs once; what failed runs again; nobody sees another's reply."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from openai import AsyncOpenAI
 
 from app.wire.results import new_id
 from tests.conftest import FRAGILE_PORT
+from tests.postgres import Postgres
 from tests.support import LAST_CHUNK, STREAM_HEAD, Server, chunk, eventually, scripted, serving, streamed, token
 
 KEYS = """
@@ -270,3 +273,152 @@ async def test_the_sdk_is_told_of_a_changed_body(keyed: Server, once: dict[str, 
         await client.embeddings.create(model="sim", input="a", extra_headers=once)
         with pytest.raises(openai.BadRequestError, match="used for another request"):
             await client.embeddings.create(model="sim", input="b", extra_headers=once)
+
+
+# What outlives a process, and what processes share
+
+
+def one_of(simulator: Server, **env: str) -> contextlib.AbstractContextManager[Server]:
+    """A gateway without keys; what it stores is where `env` says."""
+    told = {f"SLUICEGATE_{name.upper()}": value for name, value in env.items()}
+    return serving("serve", env={"OPENAI_BASE_URL": simulator.base_url, **told})
+
+
+def ask(server: Server, once: dict[str, str], body: dict[str, Any]) -> httpx.Response:
+    return httpx.post(f"{server.base_url}/chat/completions", json=body, headers=once, timeout=30)
+
+
+async def in_flight(simulator: Server, server: Server, once: dict[str, str], body: dict[str, Any]) -> asyncio.Task[Any]:
+    """Returns: The call, now that it has reached the upstream."""
+    before = simulator.ledger()["calls"]
+    call = asyncio.create_task(asyncio.to_thread(ask, server, once, body))
+    await eventually(lambda: simulator.ledger()["calls"] == before + 1)
+    return call
+
+
+async def killed(server: Server, call: asyncio.Task[Any]) -> None:
+    server.process.kill()
+    with pytest.raises(httpx.TransportError):
+        await call
+
+
+@pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_a_reply_outlives_its_gateway(simulator: Server, tmp_path: Path, once: dict[str, str], end: str) -> None:
+    simulator.ledger(reset=True)
+    with one_of(simulator, data_dir=str(tmp_path)) as server:
+        first = ask(server, once, chat(stream=True))
+        getattr(server.process, end)()
+    with one_of(simulator, data_dir=str(tmp_path)) as server:
+        again = ask(server, once, chat(stream=True))
+        assert (again.status_code, again.content) == (200, first.content)
+        assert again.headers["idempotent-replayed"] == "true"
+        assert ask(server, once, chat()).status_code == 400
+    assert simulator.ledger()["calls"] == 1
+
+
+async def test_a_call_in_flight_at_a_kill_frees_its_key_at_the_next_start(
+    simulator: Server, tmp_path: Path, once: dict[str, str]
+) -> None:
+    with one_of(simulator, data_dir=str(tmp_path)) as server:
+        await killed(server, await in_flight(simulator, server, once, chat("-latency=30")))
+    with one_of(simulator, data_dir=str(tmp_path)) as server:
+        again = ask(server, once, chat())
+        assert again.status_code == 200
+        assert "idempotent-replayed" not in again.headers
+
+
+async def test_two_gateways_on_one_database_run_it_once(
+    simulator: Server, postgres: Callable[[], str], once: dict[str, str]
+) -> None:
+    url, body = postgres(), chat("-latency=1.5")
+    with one_of(simulator, database_url=url) as one, one_of(simulator, database_url=url) as other:
+        simulator.ledger(reset=True)
+        call = await in_flight(simulator, one, once, body)
+        refused = await asyncio.to_thread(ask, other, once, body)
+        assert code(refused) == (409, "idempotency_in_progress")
+        first = await call
+        again = await asyncio.to_thread(ask, other, once, body)
+        assert (again.status_code, again.content) == (200, first.content)
+        assert again.headers["idempotent-replayed"] == "true"
+        assert simulator.ledger()["calls"] == 1
+
+
+async def test_another_gateway_takes_over_the_key_of_a_killed_one(
+    simulator: Server, postgres: Callable[[], str], once: dict[str, str]
+) -> None:
+    url = postgres()
+    with one_of(simulator, database_url=url, lease="3") as one, one_of(simulator, database_url=url) as other:
+        call = await in_flight(simulator, one, once, chat("-latency=30"))
+        assert ask(other, once, chat("-latency=30")).status_code == 409
+        await killed(one, call)
+
+        async def is_free() -> bool:
+            return ask(other, once, chat()).status_code == 200
+
+        await eventually(is_free)
+
+
+async def test_workers_run_it_once(simulator: Server, postgres: Callable[[], str], once: dict[str, str]) -> None:
+    simulator.ledger(reset=True)
+    with one_of(simulator, database_url=postgres(), workers="3") as server:
+        answers = [await asyncio.to_thread(ask, server, once, chat()) for _ in range(20)]
+    assert {(one.status_code, one.content) for one in answers} == {(200, answers[0].content)}
+    assert simulator.ledger()["calls"] == 1
+
+
+async def test_a_database_that_is_away_lets_nothing_run_under_a_key_and_everything_else(
+    simulator: Server, lonely_postgres: Postgres, once: dict[str, str]
+) -> None:
+    with one_of(simulator, database_url=lonely_postgres.fresh()) as server:
+        call = await in_flight(simulator, server, once, chat("-latency=1"))
+        await asyncio.to_thread(lonely_postgres.stop)
+        simulator.ledger(reset=True)
+        refused = ask(server, {"idempotency-key": "another"}, chat())
+        assert code(refused) == (503, "storage_unavailable")
+        assert refused.headers["x-should-retry"] == "true"
+        assert simulator.ledger()["calls"] == 0
+        assert (await call).status_code == 200
+        assert httpx.post(f"{server.base_url}/chat/completions", json=chat()).status_code == 200
+        await asyncio.to_thread(lonely_postgres.start)
+
+        async def works() -> bool:
+            return ask(server, once, chat("-latency=1")).status_code == 200
+
+        await eventually(works)
+
+
+# What makes things
+
+
+LINE = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"sim","messages":[]}}\n'
+
+
+async def test_a_repeated_upload_is_one_file(http: httpx.AsyncClient, once: dict[str, str]) -> None:
+    form: dict[str, Any] = {"purpose": (None, "batch"), "file": ("lines.jsonl", LINE)}
+    before = len((await http.get("/files")).json()["data"])
+    first, second = [await http.post("/files", files=form, headers=once) for _ in range(2)]
+    assert first.request.headers["content-type"] != second.request.headers["content-type"]
+    assert (second.status_code, second.json()) == (200, first.json())
+    assert second.headers["idempotent-replayed"] == "true"
+    assert len((await http.get("/files")).json()["data"]) == before + 1
+    longer: dict[str, Any] = {**form, "file": ("lines.jsonl", LINE * 2)}
+    assert (await http.post("/files", files=longer, headers=once)).status_code == 400
+
+
+async def test_an_upload_far_beyond_the_largest_body_takes_a_key_too(
+    http: httpx.AsyncClient, once: dict[str, str]
+) -> None:
+    form: dict[str, Any] = {"purpose": (None, "batch"), "file": ("lines.jsonl", LINE * 10_000)}
+    answer = await http.post("/files", files=form, headers=once)
+    assert (answer.status_code, answer.json()["bytes"]) == (200, len(LINE) * 10_000)
+
+
+async def test_a_repeated_order_is_one_batch(http: httpx.AsyncClient, once: dict[str, str]) -> None:
+    form: dict[str, Any] = {"purpose": (None, "batch"), "file": ("lines.jsonl", LINE)}
+    file = (await http.post("/files", files=form)).json()["id"]
+    order = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    first, second = [await http.post("/batches", json=order, headers=once) for _ in range(2)]
+    assert first.status_code == 200, first.text
+    assert second.json() == first.json()
+    assert second.headers["idempotent-replayed"] == "true"
+    assert len((await http.get("/batches")).json()["data"]) == 1

@@ -1,9 +1,11 @@
 """What those who run it see: health, figures, documentation, logs; and the command line."""
 
+import asyncio
 import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from fastapi.routing import APIRoute
 
 from app.http import fanout_routes, openai_routes
 from app.wire.endpoints import ENDPOINTS
-from tests.support import Server, clean_environment, serving
+from tests.postgres import PASSWORD, Postgres
+from tests.support import Server, clean_environment, free_port, serving
 
 ASK = {"model": "sim", "messages": [{"role": "user", "content": "secret prompt"}]}
 
@@ -205,10 +208,79 @@ def test_bench_measures_and_writes_a_table_and_a_plot(tmp_path: Path, simulator:
     assert (out / "plot.svg").read_text().startswith("<svg")
 
 
-def test_several_workers_serve_on_one_port(simulator: Server) -> None:
-    with serving("serve", "--workers", "2", env={"OPENAI_BASE_URL": simulator.base_url}) as server:
+def test_several_workers_serve_on_one_port(simulator: Server, postgres: Callable[[], str]) -> None:
+    env = {"OPENAI_BASE_URL": simulator.base_url, "SLUICEGATE_DATABASE_URL": postgres()}
+    with serving("serve", "--workers", "2", env=env) as server:
         parent = server.process.pid
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         assert len(children) >= 2
         for _ in range(10):
             assert httpx.post(f"{server.base_url}/chat/completions", json=ASK).status_code == 200
+
+
+# Storage that cannot be used
+
+
+async def test_gateways_that_start_together_on_an_empty_database_all_serve(
+    simulator: Server, postgres: Callable[[], str]
+) -> None:
+    env = {"OPENAI_BASE_URL": simulator.base_url, "SLUICEGATE_DATABASE_URL": postgres()}
+
+    def serve_once() -> int:
+        with serving("serve", "--workers", "2", env=env) as server:
+            status = httpx.post(f"{server.base_url}/chat/completions", json=ASK).status_code
+            assert "Traceback" not in server.log()
+            return status
+
+    assert await asyncio.gather(*[asyncio.to_thread(serve_once) for _ in range(3)]) == [200] * 3
+
+
+def refused(tmp_path: Path, *command: str, **env: str) -> str:
+    """Returns: The one line with which a start ended."""
+    done = run(*command, "--port", str(free_port()), cwd=tmp_path, **env)
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, ""), done.stderr
+    assert done.stderr.startswith("sluicegate: ")
+    assert PASSWORD not in done.stderr
+    return done.stderr.removeprefix("sluicegate: ")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_database_that_cannot_be_used_stops_the_start_with_one_line(
+    tmp_path: Path, postgres_server: Postgres, workers: int
+) -> None:
+    url = postgres_server.fresh(PASSWORD)
+    nowhere = f"postgresql://me:{PASSWORD}@127.0.0.1:{free_port()}/x"
+    for address, reason in (
+        (nowhere, "refused"),
+        (url.replace(PASSWORD, f"x{PASSWORD}"), "password authentication failed"),
+        (url.replace("/fresh", "/not-so-fresh"), "does not exist"),
+        (url.replace(PASSWORD, f"x@{PASSWORD}"), "percent-encoded"),
+    ):
+        line = refused(tmp_path, "serve", "--workers", str(workers), SLUICEGATE_DATABASE_URL=address)
+        assert line.startswith("database_url: ")
+        assert reason in line
+
+
+def test_a_folder_that_cannot_be_used_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert refused(tmp_path, SLUICEGATE_DATA_DIR="file").startswith("data_dir = 'file': File exists")
+    assert refused(tmp_path, SLUICEGATE_DATA_DIR="file/x").startswith("data_dir = 'file/x': Not a directory")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sluicegate.db").write_bytes(b"no database" * 1000)
+    assert refused(tmp_path, SLUICEGATE_DATA_DIR="broken").startswith("data_dir: the database cannot be used: file is")
+
+
+def test_a_folder_that_may_not_be_written_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    """`/proc` refuses even root."""
+    assert refused(tmp_path, SLUICEGATE_DATA_DIR="/proc/data").startswith("data_dir = '/proc/data': ")
+
+
+def test_a_folder_that_another_gateway_works_on_stops_the_start_with_one_line(tmp_path: Path, gateway: Server) -> None:
+    folder = gateway.folder / "data"
+    assert "in use by another process" in refused(tmp_path, SLUICEGATE_DATA_DIR=str(folder))
+
+
+def test_files_that_cannot_be_kept_stop_the_start_with_one_line(tmp_path: Path) -> None:
+    for wrong in ("nothing://x", f"s3://me:{PASSWORD}@", "/proc/files"):
+        assert refused(tmp_path, SLUICEGATE_FILES_URL=wrong).startswith("files_url")

@@ -143,6 +143,7 @@ def _slices() -> None:
         sa.Column("sent_count", sa.Integer(), server_default="0", nullable=False),
         sa.Column("done_count", sa.Integer(), server_default="0", nullable=False),
         sa.Column("finished", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("version", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("batch", "number"),
     )
     op.create_index("slices_by_owner", "slices", ["owner"], unique=False)

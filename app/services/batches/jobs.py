@@ -1,0 +1,127 @@
+"""What is done once for a batch, by whichever worker is there first: its input is validated, its output written."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from app.errors import StorageError
+from app.services.batches.finishing import finish
+from app.services.batches.validation import validate
+from app.services.files import Files
+from app.store import batches
+from app.store.database import Database
+from app.store.owners import Owner
+
+log = logging.getLogger("sluicegate")
+_AT_ONCE, _VALIDATIONS = 4, 2  # so that no batch waits with its results for the validation of huge ones
+_PURGES = 20  # small deletions at one look
+_AGAIN_SECONDS = 5.0
+
+
+class Jobs:
+    """Args:
+    exists: Whether there is such a model.
+    longest: Bytes of an input's longest line.
+    most_lines: Of a batch.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        owner: Owner,
+        files: Files,
+        exists: Callable[[str], Awaitable[bool]],
+        longest: int,
+        most_lines: int,
+    ) -> None:
+        self._database = database
+        self._me = owner.id
+        self._files = files
+        self._exists = exists
+        self._longest = longest
+        self._most_lines = most_lines
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # by the batch's number
+        self._validating: set[int] = set()
+        self._resting: dict[int, float] = {}  # those that failed, and until when they are left alone
+        self.on_done: Callable[[], None] = lambda: None
+
+    async def look(self) -> None:
+        """Begins what is to be done, and clears away what is over."""
+        await self._database.run(batches.expire)
+        self._resting = {number: until for number, until in self._resting.items() if until > time.monotonic()}
+        while len(self._tasks) < _AT_ONCE:
+            busy, validate = [*self._tasks, *self._resting], len(self._validating) < _VALIDATIONS
+            row = await self._database.run(batches.next_job, self._me, busy, validate=validate)
+            if row is None:
+                break
+            if row["ending"] is None:
+                self._validating.add(row["number"])
+            task = asyncio.create_task(self._run(row), name=f"batch job {row['id']}")
+            self._tasks[row["number"]] = task
+            task.add_done_callback(partial(self._is_over, row["number"]))
+        for _ in range(_PURGES):
+            if not await self._database.run(batches.purge):
+                break
+
+    def _is_over(self, number: int, _: "asyncio.Task[None]") -> None:
+        del self._tasks[number]
+        self._validating.discard(number)
+
+    async def _run(self, batch: Mapping[str, Any]) -> None:
+        try:
+            await (self._validate(batch) if batch["ending"] is None else self._finish(batch))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            if isinstance(error, StorageError):
+                log.warning("batch %s waits: %s", batch["id"], error.message)
+            else:
+                log.exception("bug in a batch's job", extra={"fields": {"batch": batch["id"]}})
+            await self._note(batch, error)
+            self._resting[batch["number"]] = time.monotonic() + _AGAIN_SECONDS
+        finally:
+            with contextlib.suppress(StorageError):
+                await self._database.run(batches.leave_job, self._me, batch["number"])
+        self.on_done()
+
+    async def _note(self, batch: Mapping[str, Any], error: Exception) -> None:
+        """Tells the batch's owner why it does not go on."""
+        told = error if isinstance(error, StorageError) else StorageError("an internal error; the service's log has it")
+        with contextlib.suppress(StorageError):
+            code = told.code or told.type
+            await self._database.run(batches.pause, batch["number"], code, told.message, 2 * _AGAIN_SECONDS)
+
+    async def _validate(self, batch: Mapping[str, Any]) -> None:
+        number = batch["number"]
+        is_wanted = partial(self._database.run, batches.is_validating, self._me, number)
+        verdict = await validate(self._files, batch, self._longest, self._most_lines, self._exists, is_wanted)
+        if verdict is None:
+            return
+        at = int(time.time())
+        if verdict.errors:
+            await self._database.run(batches.refused, self._me, number, verdict.errors, at)
+        else:
+            cut, lines = verdict.slices, verdict.lines
+            await self._database.run(batches.validated, self._me, number, cut, verdict.model, at, lines)
+
+    async def _finish(self, batch: Mapping[str, Any]) -> None:
+        made = await finish(self._database, self._files, batch)
+        await self._database.run(
+            batches.ended,
+            self._me,
+            batch["number"],
+            at=int(time.time()),
+            output=made.output,
+            error=made.error,
+            lost=made.lost,
+        )
+
+    async def aclose(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

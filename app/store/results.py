@@ -1,0 +1,31 @@
+"""Stored results, read in the order in which they were stored."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection, select
+
+from app.store.clock import now
+from app.store.tables import results
+
+
+class Result(NamedTuple):
+    """One line's. Attributes: position: From 1. line: The output line's fields behind `id`."""
+
+    position: int
+    ok: bool
+    line: bytes
+
+
+def read(connection: Connection, number: int, after: int, limit: int) -> list[Result]:
+    """Returns: The next results behind position `after`."""
+    query = select(results.c.position, results.c.ok, results.c.line)
+    query = query.where(results.c.batch == number, results.c.position > after)
+    return [Result(*row) for row in connection.execute(query.order_by(results.c.position).limit(limit))]
+
+
+def ages(connection: Connection, number: int, positions: Sequence[int]) -> dict[int, float]:
+    """Returns: How many seconds ago the results at these positions were stored."""
+    age = now() - results.c.at
+    query = select(results.c.position, age).where(results.c.batch == number, results.c.position.in_(positions))
+    return {row[0]: row[1] for row in connection.execute(query)}
