@@ -7,12 +7,13 @@ from sqlalchemy import ColumnElement, Connection, and_, case, delete, exists, in
 
 from app.store import files
 from app.store.clock import now
-from app.store.owners import is_free
+from app.store.owners import NotOursError, is_free
 from app.store.tables import ENDED, RUNNING, batches, results, slices
 
 Row = dict[str, Any]
 Fields = Mapping[str, Any]
 _ROWS_AT_ONCE = 5_000
+_WORTH_FOLLOWING = 1_000  # lines: of fewer, the output is written in a moment
 
 
 def add(connection: Connection, fields: Fields) -> Row | None:
@@ -55,32 +56,49 @@ def expire(connection: Connection) -> None:
     connection.execute(update(batches).where(is_late, batches.c.ending.is_(None)).values(ending="expired"))
 
 
-def next_job(connection: Connection, me: str, busy: Iterable[int] = (), *, validate: bool = True) -> Row | None:
-    """Takes a batch that is to be validated or to be brought to its end; those that are paused come last.
+def next_job(
+    connection: Connection, me: str, busy: Iterable[int] = (), *, validate: bool = True, follow: bool = True
+) -> Row | None:
+    """Takes a batch that is to be brought to its end, to be validated, or to be followed while it runs, in this order.
 
     Args:
         busy: Those that we are at already. What is ours beside them was taken, or could not be left, unheard.
-        validate: Whether a validation is wanted, too.
-    Returns: Its row; nobody else has it, and nobody writes a result of one that is to end.
+        validate, follow: Whether such a job is wanted, too.
+    Returns: Its row; nobody else has it.
     """
-    nobody_works = ~exists().where(slices.c.batch == batches.c.number, slices.c.owner.is_not(None), _is_held())
+    to_end = and_(batches.c.status.in_(RUNNING), batches.c.ending.is_not(None), _nobody_works())
     to_validate = and_(batches.c.status == "validating", batches.c.ending.is_(None))
-    to_end = and_(batches.c.status.in_(RUNNING), batches.c.ending.is_not(None), nobody_works)
+    to_follow = and_(batches.c.status == "in_progress", batches.c.total >= _WORTH_FOLLOWING, ~_is_paused())
+    wanted = [to_end, *([to_validate] if validate else []), *([to_follow] if follow else [])]
     query = (
         select(batches)
-        .where(or_(to_validate, to_end) if validate else to_end, or_(is_free(batches.c.runner), batches.c.runner == me))
+        .where(or_(*wanted), or_(is_free(batches.c.runner), batches.c.runner == me))
         .where(batches.c.number.not_in(list(busy)))
-        .order_by(case((_is_paused(), 1), else_=0), batches.c.number)
+        .order_by(case((_is_paused(), 1), else_=0), case((to_end, 0), (to_validate, 1), else_=2), batches.c.number)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
     row = connection.execute(query).mappings().one_or_none()
     if row is not None:
         connection.execute(update(batches).where(batches.c.number == row["number"]).values(runner=me))
-        if row["ending"] is not None:  # a worker that was silent for too long may wake up
-            is_open = and_(slices.c.batch == row["number"], slices.c.finished.is_(False))
-            connection.execute(update(slices).where(is_open).values(owner=None))
     return None if row is None else dict(row)
+
+
+def closed(connection: Connection, me: str, number: int) -> Row | None:
+    """Closes the books of a batch that is to end. Returns: Its row, its counts the last; None: it goes on.
+
+    Raises: NotOursError: The job is not.
+    """
+    row = connection.execute(select(batches).where(_is_mine(me, number)).with_for_update()).mappings().one_or_none()
+    if row is None:
+        raise NotOursError
+    is_over = and_(_is_mine(me, number), batches.c.ending.is_not(None), _nobody_works())
+    if connection.execute(select(batches.c.number).where(is_over)).one_or_none() is None:
+        return None
+    # a worker that was silent for too long may wake up: nothing is his any more
+    is_open = and_(slices.c.batch == number, slices.c.finished.is_(False))
+    connection.execute(update(slices).where(is_open).values(owner=None))
+    return dict(connection.execute(select(batches).where(_is_mine(me, number))).mappings().one())
 
 
 def leave_job(connection: Connection, me: str, number: int) -> None:
@@ -169,6 +187,10 @@ def _is_mine(me: str, number: int) -> ColumnElement[bool]:
 
 def _is_paused() -> ColumnElement[bool]:
     return and_(batches.c.paused_until.is_not(None), batches.c.paused_until > now())
+
+
+def _nobody_works() -> ColumnElement[bool]:
+    return ~exists().where(slices.c.batch == batches.c.number, slices.c.owner.is_not(None), _is_held())
 
 
 def _is_held() -> ColumnElement[bool]:

@@ -23,6 +23,10 @@ _AFTER_FAILURE_SECONDS = 1.0
 _FORGOTTEN_SECONDS = 86_400
 
 
+class NotOursError(Exception):
+    """The work was taken over by somebody else: this process was silent for too long."""
+
+
 def is_free(holder: ColumnElement[str | None]) -> ColumnElement[bool]:
     """Returns: The condition that nobody alive holds what `holder`, a column of owners' ids, tells the holder of."""
     return or_(holder.is_(None), holder.not_in(_living()))

@@ -7,6 +7,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.store import batches, ledger
 from app.store.database import Database
+from app.store.owners import NotOursError
 from tests.store.ledgers import add_batch, alive, batch_row, change, lines_of, made, set_batch, silent, slice_row
 
 ALL = tuple(range(10))
@@ -79,14 +80,42 @@ async def test_who_was_silent_when_a_batch_was_ended_writes_nothing_into_it_any_
     (claim,) = await database.run(ledger.claim, "a", 1, ())
     await database.run(set_batch, number, ending="expired")
     await database.run(silent, "a")
-    row = await database.run(batches.next_job, "b")
-    assert row is not None
+    assert await database.run(batches.next_job, "b") is not None
+    assert await database.run(batches.closed, "b", number) is not None
     await database.run(alive, "a")
     assert await database.run(ledger.commit, "a", [change(claim, 0)], made(claim, "late")) == {(number, 0)}
     assert await database.run(lines_of, number) == []
     assert await database.run(end, "b", number)
     ended = await database.run(batch_row, number)
     assert (ended["status"], ended["completed"], ended["failed"]) == ("expired", 0, 10)
+
+
+async def test_the_books_of_a_batch_stay_open_while_it_runs_or_is_worked_on(database: Database) -> None:
+    number = await database.run(add_batch)
+    await database.run(alive, "a", "b")
+    await database.run(set_batch, number, runner="b")
+    assert await database.run(batches.closed, "b", number) is None
+    (claim,) = await database.run(ledger.claim, "a", 1, ())
+    await database.run(set_batch, number, ending="expired")
+    assert await database.run(batches.closed, "b", number) is None
+    await database.run(ledger.release, "a", [(number, claim.number)])
+    assert await database.run(batches.closed, "b", number) is not None
+    with pytest.raises(NotOursError):
+        await database.run(batches.closed, "a", number)
+
+
+async def test_a_long_batch_is_followed_while_it_runs_unless_others_have_to_be_ended(database: Database) -> None:
+    long = await database.run(add_batch)
+    short = await database.run(add_batch)
+    await database.run(set_batch, long, total=100_000)
+    await database.run(set_batch, short, ending="expired")
+    await database.run(alive, "a", "b")
+    first = await database.run(batches.next_job, "a")
+    assert first is not None
+    assert first["number"] == short
+    followed = await database.run(batches.next_job, "b")
+    assert followed is not None
+    assert followed["number"] == long
 
 
 def end(*args: object) -> bool:

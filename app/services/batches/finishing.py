@@ -1,4 +1,4 @@
-"""A batch's last step: its results become an output file and an error file.
+"""A batch's results become an output file and an error file: while it runs, so that little is left to do at its end.
 
 They are written in the order in which they were stored, and their ids tell it: the two can be read as one again. Their
 file ids are made of the batch's, so that a worker that dies here leaves nothing behind which the next does not replace.
@@ -7,18 +7,19 @@ file ids are made of the batch's, so that a worker that dies here leaves nothing
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import FileContentMissingError, StorageError
+from app.errors import FileContentMissingError
 from app.services.files import Files, Making
-from app.store import ledger, results
+from app.store import batches, ledger, results
 from app.store.database import Database
+from app.store.owners import NotOursError
 from app.store.results import Result
 from app.wire.batch_lines import LineError, read_line
-from app.wire.batch_results import error_line, whole
+from app.wire.batch_results import error_line, parts
 from app.wire.bits import Bits
 from app.wire.line_scanner import split
 
@@ -58,10 +59,15 @@ async def stored(database: Database, number: int, after: int) -> AsyncGenerator[
         await asyncio.wait({reading})
 
 
-async def finish(database: Database, files: Files, batch: Mapping[str, Any]) -> Outputs:
-    """Writes both files.
+async def finish(
+    database: Database, files: Files, me: str, batch: Mapping[str, Any], news: Callable[[], Awaitable[object]]
+) -> Outputs:
+    """Writes both files: along with the batch as far as it has come, and to the end when it has ended.
 
-    Raises: StorageError: Not now; also where this worker was stopped for so long that another has ended the batch.
+    Args: news: Awaits something new; after that it is looked again.
+    Raises:
+        StorageError: Not now.
+        NotOursError: Another worker has taken it over.
     """
     async with AsyncExitStack() as stack:
         made: dict[str, Making] = {}
@@ -72,25 +78,37 @@ async def finish(database: Database, files: Files, batch: Mapping[str, Any]) -> 
                 making = files.making(batch["owner"], filename, "batch_output", batch["output_ttl"], _file_id(filename))
                 made[name] = await stack.enter_async_context(making)
             if lines:
-                await made[name].write(b"\n".join([*lines, b""]))
+                await made[name].write(b"".join(lines))
 
-        position = read = 0
-        async with aclosing(stored(database, batch["number"], 0)) as chunks:
-            async for chunk in chunks:
-                for name, wanted in (("output", True), ("error", False)):
-                    await write(name, [whole(batch["id"], at, line) for at, ok, line in chunk if ok is wanted])
-                position = chunk[-1].position
-                read += len(chunk)
+        async def write_results(position: int) -> int:
+            async with aclosing(stored(database, batch["number"], position)) as chunks:
+                async for chunk in chunks:
+                    if chunk[0].position != position + 1:
+                        raise NotOursError  # those between were cleared away: another worker has ended this batch
+                    for name, wanted in (("output", True), ("error", False)):
+                        await write(name, _joined(batch["id"], ((at, line) for at, ok, line in chunk if ok is wanted)))
+                    position = chunk[-1].position
+            return position
+
+        position = await write_results(0)
+        while (last := await database.run(batches.closed, me, batch["number"])) is None:
+            await news()
+            position = await write_results(position)
+        position = await write_results(position)
+        if position != last["completed"] + last["failed"]:
+            raise NotOursError  # results were cleared away: another worker has ended this batch
         async with aclosing(_without_result(database, files, batch)) as slices:
             async for custom_ids in slices:
-                told = [error_line(custom_id, *_ENDINGS[batch["ending"]]) for custom_id in custom_ids]
-                await write("error", [whole(batch["id"], at, line) for at, line in enumerate(told, position + 1)])
+                told = [error_line(custom_id, *_ENDINGS[last["ending"]]) for custom_id in custom_ids]
+                await write("error", _joined(batch["id"], enumerate(told, position + 1)))
                 position += len(told)
-        if read != batch["completed"] + batch["failed"]:  # what was not read yet has been cleared away
-            raise StorageError("another worker has ended this batch")
     ids = {name: making.file.id for name, making in made.items()}
-    lost = batch["total"] - batch["completed"] - batch["failed"]
-    return Outputs(ids.get("output"), ids.get("error"), lost)
+    return Outputs(ids.get("output"), ids.get("error"), last["total"] - last["completed"] - last["failed"])
+
+
+def _joined(batch_id: str, lines: Iterable[tuple[int, bytes]]) -> list[bytes]:
+    """Returns: The output lines, with line feeds, in pieces that are still to be joined: they may be long."""
+    return [piece for position, fields in lines for piece in (*parts(batch_id, position, fields), b"\n")]
 
 
 def _file_id(filename: str) -> str:

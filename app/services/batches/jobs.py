@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,11 +14,13 @@ from app.services.batches.finishing import finish
 from app.services.batches.validation import validate
 from app.services.files import Files
 from app.store import batches
+from app.store.batches import Row
 from app.store.database import Database
-from app.store.owners import Owner
+from app.store.owners import NotOursError, Owner
 
 log = logging.getLogger("sluicegate")
 _AT_ONCE, _VALIDATIONS = 4, 2  # so that no batch waits with its results for the validation of huge ones
+_FOLLOWED = 16  # batches whose output is written while they run
 _PURGES = 20  # small deletions at one look
 _AGAIN_SECONDS = 5.0
 
@@ -45,21 +48,21 @@ class Jobs:
         self._longest = longest
         self._most_lines = most_lines
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by the batch's number
-        self._validating: set[int] = set()
+        self._kinds: dict[int, str] = {}
+        self._tick = asyncio.Event()
         self._resting: dict[int, float] = {}  # those that failed, and until when they are left alone
         self.on_done: Callable[[], None] = lambda: None
 
     async def look(self) -> None:
         """Begins what is to be done, and clears away what is over."""
+        self._tick.set()
+        self._tick = asyncio.Event()
         await self._database.run(batches.expire)
         self._resting = {number: until for number, until in self._resting.items() if until > time.monotonic()}
-        while len(self._tasks) < _AT_ONCE:
-            busy, validate = [*self._tasks, *self._resting], len(self._validating) < _VALIDATIONS
-            row = await self._database.run(batches.next_job, self._me, busy, validate=validate)
+        while True:
+            row = await self._next()
             if row is None:
                 break
-            if row["ending"] is None:
-                self._validating.add(row["number"])
             task = asyncio.create_task(self._run(row), name=f"batch job {row['id']}")
             self._tasks[row["number"]] = task
             task.add_done_callback(partial(self._is_over, row["number"]))
@@ -67,15 +70,25 @@ class Jobs:
             if not await self._database.run(batches.purge):
                 break
 
+    async def _next(self) -> Row | None:
+        busy, at = [*self._tasks, *self._resting], Counter(self._kinds.values())
+        validate, follow = at["validating"] < _VALIDATIONS, at["in_progress"] < _FOLLOWED
+        if len(self._tasks) - at["in_progress"] >= _AT_ONCE:
+            return None
+        row = await self._database.run(batches.next_job, self._me, busy, validate=validate, follow=follow)
+        if row is not None:
+            self._kinds[row["number"]] = "ending" if row["ending"] else row["status"]
+        return row
+
     def _is_over(self, number: int, _: "asyncio.Task[None]") -> None:
         del self._tasks[number]
-        self._validating.discard(number)
+        del self._kinds[number]
 
     async def _run(self, batch: Mapping[str, Any]) -> None:
         try:
-            await (self._validate(batch) if batch["ending"] is None else self._finish(batch))
-        except asyncio.CancelledError:
-            raise
+            await (self._validate(batch) if self._kinds[batch["number"]] == "validating" else self._finish(batch))
+        except NotOursError:
+            log.warning("batch %s was taken over by another worker", batch["id"])
         except Exception as error:
             if isinstance(error, StorageError):
                 log.warning("batch %s waits: %s", batch["id"], error.message)
@@ -108,8 +121,11 @@ class Jobs:
             cut, lines = verdict.slices, verdict.lines
             await self._database.run(batches.validated, self._me, number, cut, verdict.model, at, lines)
 
+    async def _news(self) -> None:
+        await self._tick.wait()
+
     async def _finish(self, batch: Mapping[str, Any]) -> None:
-        made = await finish(self._database, self._files, batch)
+        made = await finish(self._database, self._files, self._me, batch, self._news)
         await self._database.run(
             batches.ended,
             self._me,
