@@ -59,6 +59,46 @@ async def stored(database: Database, number: int, after: int) -> AsyncGenerator[
         await asyncio.wait({reading})
 
 
+class _Pair:
+    """The two files in the making, each begun with its first line. Attributes: position: Of the last line."""
+
+    def __init__(self, files: Files, batch: Mapping[str, Any], stack: AsyncExitStack) -> None:
+        self.position = 0
+        self._files = files
+        self._batch = batch
+        self._stack = stack
+        self._made: dict[str, Making] = {}
+
+    async def write(self, name: str, lines: Iterable[tuple[int, bytes]]) -> None:
+        """Args: lines: Positions, and what stands behind the id."""
+        pieces = [piece for at, fields in lines for piece in (*parts(self._batch["id"], at, fields), b"\n")]
+        if pieces and name not in self._made:
+            filename = f"{self._batch['id']}_{name}.jsonl"
+            id_ = f"file-{hashlib.sha256(filename.encode()).hexdigest()[:24]}"
+            making = self._files.making(self._batch["owner"], filename, "batch_output", self._batch["output_ttl"], id_)
+            self._made[name] = await self._stack.enter_async_context(making)
+        if pieces:
+            await self._made[name].write(b"".join(pieces))
+
+    async def results(self, database: Database) -> None:
+        """Writes what is stored and not written yet.
+
+        Raises: NotOursError: Some are cleared away, the first ones first: another worker has ended this batch.
+        """
+        async with aclosing(stored(database, self._batch["number"], self.position)) as chunks:
+            async for chunk in chunks:
+                if chunk[0].position != self.position + 1:
+                    raise NotOursError
+                await self.write("output", ((at, line) for at, ok, line in chunk if ok))
+                await self.write("error", ((at, line) for at, ok, line in chunk if not ok))
+                self.position = chunk[-1].position
+
+    def id_of(self, name: str) -> str | None:
+        """Returns: The file's id, after the stack is left; None: no line stood in it."""
+        making = self._made.get(name)
+        return None if making is None else making.file.id
+
+
 async def finish(
     database: Database, files: Files, me: str, batch: Mapping[str, Any], news: Callable[[], Awaitable[object]]
 ) -> Outputs:
@@ -70,49 +110,21 @@ async def finish(
         NotOursError: Another worker has taken it over.
     """
     async with AsyncExitStack() as stack:
-        made: dict[str, Making] = {}
-
-        async def write(name: str, lines: list[bytes]) -> None:
-            if lines and name not in made:
-                filename = f"{batch['id']}_{name}.jsonl"
-                making = files.making(batch["owner"], filename, "batch_output", batch["output_ttl"], _file_id(filename))
-                made[name] = await stack.enter_async_context(making)
-            if lines:
-                await made[name].write(b"".join(lines))
-
-        async def write_results(position: int) -> int:
-            async with aclosing(stored(database, batch["number"], position)) as chunks:
-                async for chunk in chunks:
-                    if chunk[0].position != position + 1:
-                        raise NotOursError  # those between were cleared away: another worker has ended this batch
-                    for name, wanted in (("output", True), ("error", False)):
-                        await write(name, _joined(batch["id"], ((at, line) for at, ok, line in chunk if ok is wanted)))
-                    position = chunk[-1].position
-            return position
-
-        position = await write_results(0)
+        pair = _Pair(files, batch, stack)
+        await pair.results(database)
         while (last := await database.run(batches.closed, me, batch["number"])) is None:
             await news()
-            position = await write_results(position)
-        position = await write_results(position)
-        if position != last["completed"] + last["failed"]:
-            raise NotOursError  # results were cleared away: another worker has ended this batch
+            await pair.results(database)
+        await pair.results(database)
+        if pair.position != last["completed"] + last["failed"]:
+            raise NotOursError
         async with aclosing(_without_result(database, files, batch)) as slices:
             async for custom_ids in slices:
                 told = [error_line(custom_id, *_ENDINGS[last["ending"]]) for custom_id in custom_ids]
-                await write("error", _joined(batch["id"], enumerate(told, position + 1)))
-                position += len(told)
-    ids = {name: making.file.id for name, making in made.items()}
-    return Outputs(ids.get("output"), ids.get("error"), last["total"] - last["completed"] - last["failed"])
-
-
-def _joined(batch_id: str, lines: Iterable[tuple[int, bytes]]) -> list[bytes]:
-    """Returns: The output lines, with line feeds, in pieces that are still to be joined: they may be long."""
-    return [piece for position, fields in lines for piece in (*parts(batch_id, position, fields), b"\n")]
-
-
-def _file_id(filename: str) -> str:
-    return f"file-{hashlib.sha256(filename.encode()).hexdigest()[:24]}"
+                await pair.write("error", enumerate(told, pair.position + 1))
+                pair.position += len(told)
+    lost = last["total"] - last["completed"] - last["failed"]
+    return Outputs(pair.id_of("output"), pair.id_of("error"), lost)
 
 
 async def _without_result(
