@@ -1,8 +1,4 @@
-"""What was sent, what came back, and who works on what: slices of batches under leases, results in group commits.
-
-Everything that a worker writes is fenced: it counts only for slices that the worker still holds. Locks are taken in one
-order, slices before batches, both by number, so that PostgreSQL finds no deadlock.
-"""
+"""Who works on what: slices of batches under leases. What becomes of them is `commits.py`'s."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,11 +10,8 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     and_,
-    case,
     exists,
     func,
-    insert,
-    null,
     or_,
     select,
     update,
@@ -26,12 +19,10 @@ from sqlalchemy import (
 
 from app.policies.turns import Candidate, choose
 from app.store.clock import now
+from app.store.commits import Key
 from app.store.owners import is_free
-from app.store.tables import batches, results, slices
-from app.wire.batch_results import Usage
+from app.store.tables import batches, slices
 from app.wire.bits import Bits
-
-Key = tuple[int, int]  # a slice: the batch's number, its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +37,6 @@ class Claim:
     version: int
     done: bytes
     doubtful: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A slice as it is to be written. Attributes: version: What it was before."""
-
-    key: Key
-    version: int
-    sent: bytes
-    done: bytes
-    sent_count: int
-    done_count: int
-    finished: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A result. Attributes: fields: The output line's, behind `id`."""
-
-    key: Key
-    ok: bool
-    fields: bytes
-    usage: Usage | None = None
 
 
 def claim(connection: Connection, me: str, wanted: int, passed_over: Iterable[int]) -> list[Claim]:
@@ -125,79 +93,6 @@ def _take(connection: Connection, me: str, batch: Mapping[str, Any], count: int)
         more = batches.c.in_doubt + doubts
         connection.execute(update(batches).where(batches.c.number == batch["number"]).values(in_doubt=more))
     return taken
-
-
-def commit(connection: Connection, me: str, changes: Sequence[Change], stored: Sequence[Stored]) -> set[Key]:
-    """Writes slices and results together. Repeating it does no harm, should the answer to the first have been lost.
-
-    Returns: Slices that were no longer ours: nothing was written of them.
-    """
-    lost, written = set(), set()
-    for change in sorted(changes, key=lambda change: change.key):
-        if _write(connection, me, change):
-            written.add(change.key)
-        elif not _was_written(connection, me, change):
-            lost.add(change.key)
-    found: dict[int, list[Stored]] = defaultdict(list)
-    for one in stored:
-        if one.key in written:
-            found[one.key[0]].append(one)
-    for number in sorted(found):
-        _count(connection, number, found[number])
-    return lost
-
-
-def _write(connection: Connection, me: str, change: Change) -> bool:
-    values: dict[str, Any] = {
-        "sent": change.sent,
-        "done": change.done,
-        "sent_count": change.sent_count,
-        "done_count": change.done_count,
-        "finished": change.finished,
-        "version": change.version + 1,
-    }
-    if change.finished:
-        values["owner"] = None
-    is_ours = and_(_is_slice(change.key), slices.c.owner == me, slices.c.version == change.version)
-    return bool(connection.execute(update(slices).where(is_ours).values(**values)).rowcount)
-
-
-def _was_written(connection: Connection, me: str, change: Change) -> bool:
-    row = connection.execute(select(slices).where(_is_slice(change.key))).mappings().one_or_none()
-    if row is None or row["version"] != change.version + 1:
-        return False
-    return bool(row["owner"] == me or (row["finished"] and row["owner"] is None))
-
-
-def _count(connection: Connection, number: int, stored: list[Stored]) -> None:
-    completed = sum(one.ok for one in stored)
-    usage = sum((one.usage for one in stored if one.usage is not None), Usage())
-    row = connection.execute(
-        update(batches)
-        .where(batches.c.number == number)
-        .values(_totals(completed, len(stored) - completed, usage))
-        .returning(batches.c.completed, batches.c.failed, batches.c.total, batches.c.status)
-    ).one()
-    first = row.completed + row.failed - len(stored) + 1
-    at = connection.scalar(select(now()))
-    rows = [
-        {"batch": number, "position": position, "ok": one.ok, "at": at, "line": one.fields}
-        for position, one in enumerate(stored, first)
-    ]
-    connection.execute(insert(results), rows)
-    if row.completed + row.failed == row.total and row.status == "in_progress":
-        end = {"ending": "completed", "status": "finalizing", "finalizing_at": int(at or 0)}
-        connection.execute(update(batches).where(batches.c.number == number).values(**end))
-
-
-def _totals(completed: int, failed: int, usage: Usage) -> dict[str, ColumnElement[Any]]:
-    tokens = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "total_tokens")
-    values: dict[str, ColumnElement[Any]] = {name: batches.c[name] + getattr(usage, name) for name in tokens}
-    values |= {"completed": batches.c.completed + completed, "failed": batches.c.failed + failed}
-    if completed:  # it goes on: there was nothing to pause for any more
-        is_over = or_(batches.c.paused_until.is_(None), batches.c.paused_until <= now())
-        values |= {name: case((is_over, null()), else_=batches.c[name]) for name in ("paused_code", "paused_reason")}
-    return values
 
 
 def release(connection: Connection, me: str, keys: Iterable[Key]) -> None:

@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from app.services.batches.holding import HeldSlice, unpacked
-from app.store.ledger import Claim, Stored
+from app.store.commits import Stored
+from app.store.ledger import Claim
 from app.wire.bits import Bits
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"

@@ -10,7 +10,7 @@ import pytest
 from app.errors import CircuitOpenError, GatewayError, UpstreamUnreachableError
 from app.services.batches.courier import Courier, Delivered, Later, Outcome, Paused
 from app.services.batches.holding import HeldSlice
-from app.store.ledger import Stored
+from app.store.commits import Stored
 from app.upstream.types import Call, Reply
 from tests.services.batch_scene import EMBEDDINGS, batch, lines, taken
 

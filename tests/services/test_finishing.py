@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete
 
 from app.services.batches.finishing import Outputs, finish
 from app.services.files import Files
-from app.store import batches, ledger
+from app.store import batches, commits, ledger
 from app.store.blobs import Folder
 from app.store.database import Database
 from app.store.owners import NotOursError
@@ -36,7 +36,7 @@ async def running(database: Database, files: Files) -> int:
     await database.run(alive, "a", "b")
     (claim,) = await database.run(ledger.claim, "a", 1, ())
     lines = [f'"custom_id":"r{place}","response":{{}},"error":null}}' for place in range(DONE)]
-    await database.run(ledger.commit, "a", [change(claim, *range(DONE))], made(claim, *lines))
+    await database.run(commits.commit, "a", [change(claim, *range(DONE))], made(claim, *lines))
     await database.run(ledger.release, "a", [(number, 0)])
     return number
 

@@ -5,7 +5,8 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 
 from app.store.clock import now
-from app.store.ledger import Change, Claim, Key, Stored
+from app.store.commits import Change, Key, Stored
+from app.store.ledger import Claim
 from app.store.owners import renew
 from app.store.tables import batches, owners, results, slices
 from app.wire.batch_results import Usage

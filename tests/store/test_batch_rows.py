@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from app.store import batches, ledger
+from app.store import batches, commits, ledger
 from app.store.database import Database
 from app.store.owners import NotOursError
 from tests.store.ledgers import add_batch, alive, batch_row, change, lines_of, made, set_batch, silent, slice_row
@@ -83,7 +83,7 @@ async def test_who_was_silent_when_a_batch_was_ended_writes_nothing_into_it_any_
     assert await database.run(batches.next_job, "b") is not None
     assert await database.run(batches.closed, "b", number) is not None
     await database.run(alive, "a")
-    assert await database.run(ledger.commit, "a", [change(claim, 0)], made(claim, "late")) == {(number, 0)}
+    assert await database.run(commits.commit, "a", [change(claim, 0)], made(claim, "late")) == {(number, 0)}
     assert await database.run(lines_of, number) == []
     assert await database.run(end, "b", number)
     ended = await database.run(batch_row, number)
@@ -173,7 +173,7 @@ async def test_results_and_slices_go_when_the_batch_has_ended_and_not_before(dat
     number = await database.run(add_batch)
     await database.run(alive, "a")
     (claim,) = await database.run(ledger.claim, "a", 1, ())
-    await database.run(ledger.commit, "a", [change(claim, *ALL)], made(claim, *"abcdefghij"))
+    await database.run(commits.commit, "a", [change(claim, *ALL)], made(claim, *"abcdefghij"))
     assert not await database.run(batches.purge)
     assert len(await database.run(lines_of, number)) == 10
     await database.run(batches.next_job, "a")

@@ -4,7 +4,7 @@ import asyncio
 
 from sqlalchemy import update
 
-from app.store import batches, ledger
+from app.store import batches, commits, ledger
 from app.store.database import Database
 from app.store.ledger import Claim
 from app.store.tables import slices
@@ -33,7 +33,7 @@ async def test_a_commit_that_is_repeated_writes_once(database: Database) -> None
     number = await database.run(add_batch)
     (claim,) = await claimed(database, "a")
     for _ in range(3):  # the answer to the first was lost, and to the second
-        assert await database.run(ledger.commit, "a", [change(claim, 0, 1)], made(claim, "x", "y")) == set()
+        assert await database.run(commits.commit, "a", [change(claim, 0, 1)], made(claim, "x", "y")) == set()
     assert await database.run(lines_of, number) == [(1, "x"), (2, "y")]
     row = await database.run(batch_row, number)
     assert (row["completed"], row["failed"], row["total_tokens"]) == (2, 0, 2)
@@ -44,7 +44,7 @@ async def test_a_last_commit_that_is_repeated_writes_once(database: Database) ->
     number = await database.run(add_batch)
     (claim,) = await claimed(database, "a")
     for _ in range(2):
-        assert await database.run(ledger.commit, "a", [change(claim, *ALL)], made(claim, *"abcdefghij")) == set()
+        assert await database.run(commits.commit, "a", [change(claim, *ALL)], made(claim, *"abcdefghij")) == set()
     row = await database.run(batch_row, number)
     assert (row["completed"], row["status"], row["ending"]) == (10, "finalizing", "completed")
     assert (await database.run(slice_row, number))["owner"] is None
@@ -55,7 +55,7 @@ async def test_a_repeated_commit_that_is_followed_by_another_goes_on(database: D
     (claim,) = await claimed(database, "a")
     first, second = change(claim, 0), change(claim, 0, 1, version=claim.version + 1)
     for each, text in ((first, "x"), (first, "x"), (second, "y"), (second, "y")):
-        assert await database.run(ledger.commit, "a", [each], made(claim, text)) == set()
+        assert await database.run(commits.commit, "a", [each], made(claim, text)) == set()
     assert await database.run(lines_of, number) == [(1, "x"), (2, "y")]
 
 
@@ -65,9 +65,9 @@ async def test_who_lost_a_slice_writes_nothing_of_it(database: Database) -> None
     await database.run(silent, "a")
     (new,) = await claimed(database, "b")
     await database.run(alive, "a")  # it wakes up
-    assert await database.run(ledger.commit, "a", [change(old, 0)], made(old, "late")) == {(number, 0)}
-    assert await database.run(ledger.commit, "b", [change(new, 0)], made(new, "in time")) == set()
-    assert await database.run(ledger.commit, "a", [change(old, 0)], made(old, "late")) == {(number, 0)}
+    assert await database.run(commits.commit, "a", [change(old, 0)], made(old, "late")) == {(number, 0)}
+    assert await database.run(commits.commit, "b", [change(new, 0)], made(new, "in time")) == set()
+    assert await database.run(commits.commit, "a", [change(old, 0)], made(old, "late")) == {(number, 0)}
     assert await database.run(lines_of, number) == [(1, "in time")]
     assert (await database.run(batch_row, number))["completed"] == 1
 
@@ -79,7 +79,7 @@ async def test_of_a_mixed_commit_only_what_is_ours_is_written(database: Database
     (taken,) = await claimed(database, "b")
     assert taken.number == 0
     changes, stored = [change(second, 0), change(first, 0)], [*made(first, "lost"), *made(second, "kept")]
-    assert await database.run(ledger.commit, "a", changes, stored) == {(number, 0)}
+    assert await database.run(commits.commit, "a", changes, stored) == {(number, 0)}
     assert await database.run(lines_of, number) == [(1, "kept")]
 
 
@@ -87,7 +87,7 @@ async def test_who_is_late_but_was_not_replaced_may_write(database: Database) ->
     number = await database.run(add_batch)
     (claim,) = await claimed(database, "a")
     await database.run(silent, "a")
-    assert await database.run(ledger.commit, "a", [change(claim, 0)], made(claim, "x")) == set()
+    assert await database.run(commits.commit, "a", [change(claim, 0)], made(claim, "x")) == set()
     assert await database.run(lines_of, number) == [(1, "x")]
 
 
@@ -97,7 +97,7 @@ async def test_nobody_claims_anew_what_he_holds_himself(database: Database) -> N
     (claim,) = await claimed(database, "a")
     await database.run(silent, "a")
     assert await database.run(ledger.claim, "a", 1, ()) == []
-    assert await database.run(ledger.commit, "a", [change(claim, 0)], made(claim, "x")) == set()
+    assert await database.run(commits.commit, "a", [change(claim, 0)], made(claim, "x")) == set()
 
 
 async def test_two_owners_at_once_never_get_the_same_slice(database: Database) -> None:
@@ -116,7 +116,7 @@ async def test_a_slice_of_the_living_is_claimed_by_nobody_and_one_that_is_given_
     number = await database.run(add_batch)
     (claim,) = await claimed(database, "a")
     assert await claimed(database, "b") == []
-    await database.run(ledger.commit, "a", [change(claim, 0, 1)], made(claim, "x", "y"))
+    await database.run(commits.commit, "a", [change(claim, 0, 1)], made(claim, "x", "y"))
     await database.run(ledger.release, "a", [(number, 0)])
     (again,) = await claimed(database, "b")
     assert (again.done, again.doubtful) == (change(claim, 0, 1).done, ())
@@ -133,7 +133,7 @@ async def test_who_does_not_hold_a_slice_cannot_give_it_back(database: Database)
 async def test_lines_that_were_sent_by_the_dead_are_in_doubt_once(database: Database) -> None:
     number = await database.run(add_batch)
     (claim,) = await claimed(database, "a")
-    await database.run(ledger.commit, "a", [change(claim, 0, 1, sent=(2, 3, 9))], made(claim, "x", "y"))
+    await database.run(commits.commit, "a", [change(claim, 0, 1, sent=(2, 3, 9))], made(claim, "x", "y"))
     await database.run(silent, "a")
     (again,) = await claimed(database, "b")
     assert again.doubtful == (2, 3, 9)
@@ -162,10 +162,10 @@ async def test_a_result_ends_a_pause_that_is_over_and_no_other(database: Databas
     number = await database.run(add_batch)
     (claim,) = await claimed(database, "a")
     await database.run(batches.pause, number, "code", "reason", 60)
-    await database.run(ledger.commit, "a", [change(claim, 0)], made(claim, "x"))
+    await database.run(commits.commit, "a", [change(claim, 0)], made(claim, "x"))
     assert (await database.run(batch_row, number))["paused_code"] == "code"
     await database.run(set_batch, number, paused_until=0)
-    await database.run(ledger.commit, "a", [change(claim, 0, 1, version=claim.version + 1)], made(claim, "y"))
+    await database.run(commits.commit, "a", [change(claim, 0, 1, version=claim.version + 1)], made(claim, "y"))
     assert (await database.run(batch_row, number))["paused_code"] is None
 
 
@@ -177,7 +177,7 @@ async def test_results_of_two_owners_stand_in_one_order_without_gaps(database: D
         for claim in claims[owner]:
             for count in range(1, 11):
                 now = change(claim, *range(count), version=claim.version + count - 1)
-                assert await database.run(ledger.commit, owner, [now], made(claim, f"{claim.number}-{count}")) == set()
+                assert await database.run(commits.commit, owner, [now], made(claim, f"{claim.number}-{count}")) == set()
 
     await asyncio.gather(work("a"), work("b"))
     lines = await database.run(lines_of, number)
@@ -197,7 +197,7 @@ async def test_two_that_write_for_the_same_batches_in_opposite_order_do_not_bloc
             mine = list(reversed(claims[owner])) if backwards else claims[owner]
             changes = [change(claim, *range(count), version=claim.version + count - 1) for claim in mine]
             stored = [one for claim in mine for one in made(claim, f"{owner}{count}")]
-            assert await database.run(ledger.commit, owner, changes, stored) == set()
+            assert await database.run(commits.commit, owner, changes, stored) == set()
 
     await asyncio.gather(work("a", backwards=False), work("b", backwards=True))
     for number in numbers:
@@ -208,7 +208,7 @@ async def test_what_is_in_flight_is_told_of_the_living_only(database: Database) 
     number = await database.run(add_batch, 2)
     first, second = await claimed(database, "a", 2)
     changes = [change(first, 0, sent=(1, 2)), change(second, sent=(5,))]
-    await database.run(ledger.commit, "a", changes, made(first, "x"))
+    await database.run(commits.commit, "a", changes, made(first, "x"))
     assert await database.run(ledger.in_flight, number) == 3
     await database.run(silent, "a")
     assert await database.run(ledger.in_flight, number) == 0

@@ -10,8 +10,9 @@ from app.services.batches.holding import unpacked
 from app.services.files import Files
 from app.settings import BatchSettings
 from app.store import batches, ledger
+from app.store.commits import Stored
 from app.store.database import Database
-from app.store.ledger import Claim, Stored
+from app.store.ledger import Claim
 
 log = logging.getLogger("sluicegate")
 
@@ -53,7 +54,7 @@ class Claims:
                 while await self._some():
                     pass
             except StorageError as error:
-                log.warning("no slices can be claimed: %s", error.message)
+                log.debug("no slices can be claimed: %s", error.message)  # the database has told
             except Exception:
                 log.exception("bug while claiming slices")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from app.errors import DeadlineError, GatewayError, InternalError
 from app.policies.again import Again, Pause, decide
 from app.services.batches.holding import Entry, Parcel
-from app.store.ledger import Stored
+from app.store.commits import Stored
 from app.upstream.types import Call, Reply, Trace
 from app.wire import packing
 from app.wire.batch_results import error_line, reply_line, usage_of

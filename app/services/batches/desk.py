@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from app.services.batches.holding import HeldSlice, Parcel
-from app.store.ledger import Key
+from app.store.commits import Key
 
 _LEAST_AHEAD, _MOST_AHEAD = 16, 1024
 _AHEAD_SECONDS = 0.06
 _GLANCE_SECONDS = 0.05  # over which the rate is counted: calls that began together end together
 _FADE_SECONDS = 0.5
+_PACE_SECONDS = 1.0  # over which it is averaged for what is claimed: more than that others may have
 _STUCK_SECONDS = 2.0
 _MOST_BYTES = 64 * 1024**2
 _SLICE_LINES = 256  # about as many as one has
@@ -42,6 +43,7 @@ class Desk:
         self._count = itertools.count()
         self._looked_at = now
         self._taken: deque[tuple[float, int]] = deque()  # when, how many were taken off
+        self._pace = 0.0
         self._rate = 0.0  # parcels a second that upstreams have taken of late
         self._ahead = _LEAST_AHEAD
 
@@ -82,7 +84,9 @@ class Desk:
         """Learns how fast parcels are taken off, and brings back those whose time has come."""
         before = len(self._waiting)
         self._waiting = {parcel for parcel in self._waiting if parcel in self.flying and parcel.is_waiting}
-        self._taken.append((now, before - len(self._waiting)))
+        taken, fading = before - len(self._waiting), math.exp((self._looked_at - now) / _PACE_SECONDS)
+        self._pace = self._pace * fading + taken / _PACE_SECONDS
+        self._taken.append((now, taken))
         while self._taken[0][0] <= now - _GLANCE_SECONDS:
             self._taken.popleft()
         rate = sum(count for _, count in self._taken) / _GLANCE_SECONDS
@@ -108,9 +112,9 @@ class Desk:
         if self.is_closing:
             return 0
         queued = sum(len(held.queue) for held in self._open())
-        if queued >= max(_LEAST_AHEAD, self._rate / 2) or sum(held.size for held in self.held.values()) > _MOST_BYTES:
+        if queued >= max(_LEAST_AHEAD, self._pace / 2) or sum(held.size for held in self.held.values()) > _MOST_BYTES:
             return 0
-        return min(max(1, math.ceil(self._rate / _SLICE_LINES)), _MOST_CLAIMED)
+        return min(max(1, math.ceil(self._pace / _SLICE_LINES)), _MOST_CLAIMED)
 
     def close(self) -> None:
         """Nothing more is sent or claimed: what has not been sent is given back at once, the rest as it ends."""

@@ -3,7 +3,8 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-from app.store.ledger import Change, Claim, Key, Stored
+from app.store.commits import Change, Key, Stored
+from app.store.ledger import Claim
 from app.upstream.types import Trace
 from app.wire import packing
 from app.wire.batch_lines import LineError, read_line, split
@@ -123,8 +124,9 @@ def unpacked(claim: Claim, text: bytes, pack_inputs: int) -> tuple[HeldSlice, li
     held, stored, entries = HeldSlice(claim), [], []
     done = Bits.of(claim.done, claim.lines)
     doubtful = set(claim.doubtful) if claim.batch["on_doubt"] == "fail" else set()
-    for index, line in enumerate(split(text)):
-        if index >= claim.lines or done[index]:
+    found = split(text)[: claim.lines]
+    for index, line in enumerate(found + [b""] * (claim.lines - len(found))):
+        if done[index]:
             continue
         try:
             read = read_line(line, claim.batch["endpoint"])

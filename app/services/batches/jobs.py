@@ -30,6 +30,9 @@ class Jobs:
     exists: Whether there is such a model.
     longest: Bytes of an input's longest line.
     most_lines: Of a batch.
+
+    Attributes:
+        troubles: Why the last job of a batch, by number, could not be done; a full disk cannot be written down.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Jobs:
         self._kinds: dict[int, str] = {}
         self._tick = asyncio.Event()
         self._resting: dict[int, float] = {}  # those that failed, and until when they are left alone
+        self.troubles: dict[int, StorageError] = {}
         self.on_done: Callable[[], None] = lambda: None
 
     async def look(self) -> None:
@@ -59,6 +63,8 @@ class Jobs:
         self._tick = asyncio.Event()
         await self._database.run(batches.expire)
         self._resting = {number: until for number, until in self._resting.items() if until > time.monotonic()}
+        known = self._resting.keys() | self._tasks.keys()
+        self.troubles = {number: trouble for number, trouble in self.troubles.items() if number in known}
         while True:
             row = await self._next()
             if row is None:
@@ -94,19 +100,22 @@ class Jobs:
                 log.warning("batch %s waits: %s", batch["id"], error.message)
             else:
                 log.exception("bug in a batch's job", extra={"fields": {"batch": batch["id"]}})
-            await self._note(batch, error)
+            await self._note(batch["number"], error)
             self._resting[batch["number"]] = time.monotonic() + _AGAIN_SECONDS
+        else:
+            self.troubles.pop(batch["number"], None)
         finally:
             with contextlib.suppress(StorageError):
                 await self._database.run(batches.leave_job, self._me, batch["number"])
         self.on_done()
 
-    async def _note(self, batch: Mapping[str, Any], error: Exception) -> None:
+    async def _note(self, number: int, error: Exception) -> None:
         """Tells the batch's owner why it does not go on."""
         told = error if isinstance(error, StorageError) else StorageError("an internal error; the service's log has it")
+        self.troubles[number] = told
         with contextlib.suppress(StorageError):
             code = told.code or told.type
-            await self._database.run(batches.pause, batch["number"], code, told.message, 2 * _AGAIN_SECONDS)
+            await self._database.run(batches.pause, number, code, told.message, 2 * _AGAIN_SECONDS)
 
     async def _validate(self, batch: Mapping[str, Any]) -> None:
         number = batch["number"]

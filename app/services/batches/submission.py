@@ -153,7 +153,7 @@ class Batches:
             self._worker.kick()
 
     def _paused(self, row: Row) -> dict[str, str] | None:
-        trouble = None if self._worker is None else self._worker.trouble
+        trouble = None if self._worker is None else self._worker.trouble(row["number"])
         if trouble is not None:
             return {"code": trouble.code or trouble.type, "reason": trouble.message}
         if row["paused_code"] is None:

@@ -20,9 +20,9 @@ from app.services.batches.holding import Parcel
 from app.services.batches.jobs import Jobs
 from app.services.files import Files
 from app.settings import BatchSettings
-from app.store import batches, ledger
+from app.store import batches, commits, ledger
+from app.store.commits import Key, Stored
 from app.store.database import Database
-from app.store.ledger import Key, Stored
 from app.store.owners import Owner
 from app.store.stubborn import Stubborn
 from app.upstream.types import Call, Reply
@@ -61,10 +61,9 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         jobs.on_done = self.kick
 
-    @property
-    def trouble(self) -> StorageError | None:
-        """Why nothing can be stored right now."""
-        return self._stubborn.trouble
+    def trouble(self, number: int) -> StorageError | None:
+        """Returns: Why nothing can be stored of a batch right now, if so."""
+        return self._stubborn.trouble or self._jobs.troubles.get(number)
 
     def start(self) -> None:
         loops = {"batch pulse": self._pulses(), "batch claims": self._claims.run(), "batch rounds": self._rounds()}
@@ -77,7 +76,7 @@ class Worker:
 
     def snapshot(self) -> dict[str, object]:
         """Returns: Figures of this worker, JSON-ready."""
-        trouble = None if self.trouble is None else self.trouble.message
+        trouble = None if self._stubborn.trouble is None else self._stubborn.trouble.message
         return {"slices": len(self._desk.held), "in_flight": len(self._flights), "trouble": trouble}
 
     async def _pulses(self) -> None:
@@ -100,7 +99,7 @@ class Worker:
         parcels = self._desk.next(_now())
         changes = [held.change() for held in self._desk.held.values() if held.is_dirty]
         stored, self._stored = self._stored, []
-        lost = await self._stubborn.run(ledger.commit, self._me, changes, stored) if changes else set()
+        lost = await self._stubborn.run(commits.commit, self._me, changes, stored) if changes else set()
         for key in lost:
             self._drop(key)
         if any(change.finished for change in changes):
@@ -174,7 +173,7 @@ class Worker:
                 await self._jobs.look()
                 await self._round()
             except StorageError as error:
-                log.warning("batches cannot be looked after: %s", error.message)
+                log.debug("batches cannot be looked after: %s", error.message)  # the database has told
             except Exception:
                 log.exception("bug while looking after batches")
             self._claims.hungry.set()

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select
 
 from app.services.batches.holding import Entry, HeldSlice, Parcel
-from app.store import ledger
+from app.store import commits, ledger
+from app.store.commits import Stored
 from app.store.database import Database
-from app.store.ledger import Stored
 from app.store.owners import renew
 from app.store.tables import batches, results, slices
 from app.wire.batch_results import Usage, reply_line
@@ -67,7 +67,7 @@ class Pulses:
                 held.sent(parcel)
                 self._flying.append(parcel)
         if changes := [held.change() for held in self._held if held.is_dirty]:
-            lost = await self._database.run(ledger.commit, "me", changes, stored)
+            lost = await self._database.run(commits.commit, "me", changes, stored)
             assert not lost
             self.commits += 1
         self._held = [held for held in self._held if not held.is_finished]
