@@ -74,7 +74,7 @@ async def running_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
             uptime=Uptime(),
             drain=drain,
             files=storage.files,
-            batches=Batches(storage.database, storage.files, settings.batches, settings.max_line_bytes, worker),
+            batches=Batches(storage.database, storage.files, settings.batches, worker, ttl),
             worker=worker,
         )
 

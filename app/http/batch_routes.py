@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from app.errors import InvalidRequestError
 from app.http.context import CallerDep, gateway, record
+from app.http.idempotency import once
 from app.http.incoming import read_body
 from app.http.live import LiveResponse
 from app.http.openapi import BATCH_EXAMPLE, json_body
@@ -35,8 +36,8 @@ def router() -> APIRouter:
 async def create(request: Request, caller: CallerDep) -> Response:
     """Takes a file of lines, or the lines themselves (`requests`); answers at once and validates in the background."""
     running = gateway(request)
-    asked = read_create(await read_body(request, running))
-    return _json(await running.batches.create(caller, asked))
+    body = await read_body(request, running)
+    return _json(await running.batches.create(caller, read_create(body), once(request, body)))
 
 
 async def list_batches(request: Request, caller: CallerDep) -> Response:
@@ -57,14 +58,14 @@ async def cancel(batch_id: str, request: Request, caller: CallerDep) -> Response
 
 async def retry(batch_id: str, request: Request, caller: CallerDep) -> Response:
     """Only the lines that failed, expired or were cancelled."""
-    return _json(await gateway(request).batches.retry(caller, batch_id))
+    return _json(await gateway(request).batches.retry(caller, batch_id, once(request, b"")))
 
 
 async def results(batch_id: str, request: Request, caller: CallerDep) -> Response:
     """NDJSON, live; `after`: lines that you have already; `follow=false`: only what is there now."""
     running = gateway(request)
     after = _after(request.query_params.get("after", "0"))
-    follow = request.query_params.get("follow", "true") != "false"
+    follow = request.query_params.get("follow", "true").lower() not in {"false", "0"}
     reading = running.batches.reading(caller.name, batch_id)
     await reading.check()
     return LiveResponse(

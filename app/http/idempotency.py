@@ -177,6 +177,14 @@ def _digest(scope: Scope, body: bytes) -> bytes:
     return digest_of(path, scope["query_string"], kind.partition(b";")[0], form, body)
 
 
+def once(request: Request, body: bytes) -> bytes | None:
+    """Returns: A digest of a request that carries a key, for what must not be made twice even if its reply was lost."""
+    key = _header(request.scope, _NAME)
+    if key is None:
+        return None
+    return digest_of(key_of(_header(request.scope, b"authorization") or b"", key), _digest(request.scope, body))
+
+
 def _digest_of_upload(scope: Scope) -> bytes:
     """Returns: The same for a body that may be many GiB, and is not read for it: its length stands for it."""
     kind, length = _header(scope, b"content-type") or b"", _header(scope, b"content-length") or b""

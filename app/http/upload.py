@@ -3,12 +3,10 @@
 from collections.abc import AsyncIterator, Mapping
 
 import msgspec
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
 
 from app.errors import BodyTooLargeError, InvalidRequestError
 from app.services.files import Making
+from app.wire.form import FormReader
 from app.wire.parsing import decode
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
@@ -20,7 +18,7 @@ _FORM_BYTES = 2 * 1024**2  # beside the file: no form that is taken has more
 _EXPIRY = msgspec.json.Decoder(dict[str, str | int])
 
 
-class Form:
+class Form(FormReader):
     """A multipart form. `feed` takes its bytes as they come, and returns those of the part named `file`.
 
     Attributes:
@@ -29,77 +27,34 @@ class Form:
     """
 
     def __init__(self, content_type: str) -> None:
-        kind, options = parse_options_header(content_type if content_type.isascii() else "")
-        if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise InvalidRequestError("this endpoint takes multipart/form-data with a boundary", param="content-type")
+        super().__init__(content_type)
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
-        self._ended = False
         self._parts = 0
-        self._header = self._value = self._disposition = b""
         self._name = ""
         self._text: list[bytes] | None = None  # of the part that is no file
         self._file: list[bytes] = []
-        try:
-            self._parser = MultipartParser(options[b"boundary"], self._callbacks())  # type: ignore[arg-type]
-        except FormParserError as error:
-            raise _malformed(error) from None
 
     def feed(self, data: bytes) -> list[bytes]:
         """Raises: InvalidRequestError: Malformed, or too much of it."""
-        try:
-            self._parser.write(data)
-        except FormParserError as error:
-            raise _malformed(error) from None
+        self.write(data)
         found, self._file = self._file, []
         return found
 
-    def end(self) -> None:
-        """Raises: InvalidRequestError: There should be more."""
-        if not self._ended:
-            raise InvalidRequestError("the multipart body ends before its last boundary")
-
-    def _callbacks(self) -> dict[str, object]:
-        return {
-            "on_part_begin": self._part,
-            "on_header_field": self._header_name,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_headers_finished": self._headers,
-            "on_part_data": self._data,
-            "on_part_end": self._part_end,
-            "on_end": self._end,
-        }
-
-    def _part(self) -> None:
-        self._disposition = b""
+    def begin(self, name: str, filename: bytes | None) -> None:
         self._parts += 1
         if self._parts > _MOST_PARTS:
             raise InvalidRequestError(f"the form has more than {_MOST_PARTS} parts")
-
-    def _header_name(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._header = self._value = b""
-
-    def _headers(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        self._name = options.get(b"name", b"").decode(errors="replace")
-        if self._name != "file":
+        self._name = name
+        if name != "file":
             self._text = []
         elif self.filename is not None:
             raise InvalidRequestError("the form holds 'file' twice", param="file")
         else:
             self._text = None
-            self.filename = _plain(options.get(b"filename", b""))
+            self.filename = _plain(filename or b"")
 
-    def _data(self, data: bytes, start: int, end: int) -> None:
+    def data(self, data: bytes, start: int, end: int) -> None:
         if self._text is None:
             self._file.append(data[start:end])
             return
@@ -108,7 +63,7 @@ class Form:
             message = f"the form field {self._name!r} is longer than {_MOST_FIELD_BYTES} bytes"
             raise InvalidRequestError(message, param=self._name)
 
-    def _part_end(self) -> None:
+    def finish(self) -> None:
         if self._text is None:
             return
         if self._name in self.fields:
@@ -117,13 +72,6 @@ class Form:
             self.fields[self._name] = b"".join(self._text).decode()
         except UnicodeDecodeError:
             raise InvalidRequestError(f"the form field {self._name!r} is not UTF-8", param=self._name) from None
-
-    def _end(self) -> None:
-        self._ended = True
-
-
-def _malformed(error: FormParserError) -> InvalidRequestError:
-    return InvalidRequestError(f"the multipart body is malformed: {error}")
 
 
 def _plain(filename: bytes) -> str:

@@ -57,6 +57,10 @@ class Making:
         """Raises: StorageFullError, StorageError: As they say."""
         await self._writer.write(data)
 
+    async def touch(self) -> None:
+        """It is still being made, though nothing is written: to be said several times an hour."""
+        await self._writer.touch()
+
 
 class Files:
     """Args:

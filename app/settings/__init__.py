@@ -71,7 +71,7 @@ class GatewaySettings(Frozen):
     max_body_bytes: Count = Field(32 * 1024**2, description="largest request body, bytes")
     max_file_bytes: int = Field(2 * 1024**3, ge=1, le=1024**4, description="largest uploaded file, bytes")
     max_reply_bytes: Count = Field(256 * 1024**2, description="largest reply held whole, bytes")
-    max_line_bytes: Count = Field(8 * 1024**2, description="longest line of an NDJSON fan-out, bytes")
+    max_line_bytes: Count = Field(8 * 1024**2, description="longest line of an NDJSON fan-out or of a batch, bytes")
     max_embedding_inputs: Count = Field(2048, description="longer embedding inputs are split, items")
     max_attempts: int = Field(3, ge=1, le=10, description="tries for one target")
     body_timeout: Seconds = Field(30, description="seconds between two pieces of a request body")

@@ -16,8 +16,16 @@ _ROWS_AT_ONCE = 5_000
 _WORTH_FOLLOWING = 1_000  # lines: of fewer, the output is written in a moment
 
 
-def add(connection: Connection, fields: Fields) -> Row | None:
-    """Stores a new batch. Returns: Its row; None: its input file is not there any more."""
+def add(connection: Connection, fields: Fields, since: int) -> Row | None:
+    """Stores a new batch, or finds the one that a request with the same `key` has made since then.
+
+    Returns: Its row; None: its input file is not there any more.
+    """
+    if fields["key"] is not None:
+        same = and_(batches.c.key == fields["key"], batches.c.created_at >= since)
+        made = connection.execute(select(batches).where(same).limit(1)).mappings().one_or_none()
+        if made is not None:
+            return dict(made)
     if files.get(connection, fields["owner"], fields["input_file_id"], hold=True) is None:
         return None
     return dict(connection.execute(insert(batches).values(**fields).returning(batches)).mappings().one())
@@ -52,8 +60,8 @@ def cancel(connection: Connection, owner: str, batch_id: str, at: int) -> Row | 
 
 def expire(connection: Connection) -> None:
     """Batches whose window is over are to end."""
-    is_late = and_(batches.c.status.in_(("validating", "in_progress")), batches.c.expires_at <= now())
-    connection.execute(update(batches).where(is_late, batches.c.ending.is_(None)).values(ending="expired"))
+    going_on = and_(_is_running(), batches.c.status.in_(("validating", "in_progress")), batches.c.ending.is_(None))
+    connection.execute(update(batches).where(going_on, batches.c.expires_at <= now()).values(ending="expired"))
 
 
 def next_job(
@@ -66,13 +74,13 @@ def next_job(
         validate, follow: Whether such a job is wanted, too.
     Returns: Its row; nobody else has it.
     """
-    to_end = and_(batches.c.status.in_(RUNNING), batches.c.ending.is_not(None), _nobody_works())
+    to_end = and_(_is_running(), batches.c.ending.is_not(None), _nobody_works())
     to_validate = and_(batches.c.status == "validating", batches.c.ending.is_(None))
     to_follow = and_(batches.c.status == "in_progress", batches.c.total >= _WORTH_FOLLOWING, ~_is_paused())
     wanted = [to_end, *([to_validate] if validate else []), *([to_follow] if follow else [])]
     query = (
         select(batches)
-        .where(or_(*wanted), or_(is_free(batches.c.runner), batches.c.runner == me))
+        .where(batches.c.cleared.is_(False), or_(*wanted), or_(is_free(batches.c.runner), batches.c.runner == me))
         .where(batches.c.number.not_in(list(busy)))
         .order_by(case((_is_paused(), 1), else_=0), case((to_end, 0), (to_validate, 1), else_=2), batches.c.number)
         .limit(1)
@@ -143,19 +151,22 @@ def ended(
 
 
 def purge(connection: Connection) -> bool:
-    """Deletes some of what ended batches no longer need. Returns: Whether there may be more."""
-    over = select(batches.c.number).where(batches.c.status.in_(ENDED))
-    number = connection.scalar(select(results.c.batch).where(results.c.batch.in_(over)).limit(1))
+    """Deletes some of what a batch that has ended no longer needs. Returns: Whether there may be more."""
+    over = select(batches.c.number).where(batches.c.cleared.is_(False), batches.c.status.in_(ENDED)).limit(1)
+    number = connection.scalar(over)
     if number is None:
-        return bool(connection.execute(delete(slices).where(slices.c.batch.in_(over))).rowcount)
+        return False
     first = select(results.c.position).where(results.c.batch == number).order_by(results.c.position).limit(1000)
-    connection.execute(delete(results).where(results.c.batch == number, results.c.position.in_(first)))
+    some = and_(results.c.batch == number, results.c.position.in_(first))
+    if not connection.execute(delete(results).where(some)).rowcount:
+        connection.execute(delete(slices).where(slices.c.batch == number))
+        connection.execute(update(batches).where(batches.c.number == number).values(cleared=True))
     return True
 
 
 def counts(connection: Connection) -> dict[str, int]:
     """Returns: Batches by status, those that run; and their lines in doubt."""
-    rows = connection.execute(select(batches.c.status, batches.c.in_doubt).where(batches.c.status.in_(RUNNING)))
+    rows = connection.execute(select(batches.c.status, batches.c.in_doubt).where(_is_running()))
     found = dict.fromkeys(RUNNING, 0) | {"in_doubt": 0}
     for status, in_doubt in rows:
         found[status] += 1
@@ -187,6 +198,10 @@ def _is_mine(me: str, number: int) -> ColumnElement[bool]:
 
 def _is_paused() -> ColumnElement[bool]:
     return and_(batches.c.paused_until.is_not(None), batches.c.paused_until > now())
+
+
+def _is_running() -> ColumnElement[bool]:
+    return and_(batches.c.cleared.is_(False), batches.c.status.in_(RUNNING))
 
 
 def _nobody_works() -> ColumnElement[bool]:

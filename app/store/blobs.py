@@ -101,7 +101,7 @@ class Folder:
         file = _File(self._folder / f"{_TEMPORARY}{secrets.token_hex(8)}", self._folder / checked(key))
         try:
             await self._run(file.open)
-            writer = Gathering(lambda data: self._run(file.write, data))
+            writer = Gathering(lambda data: self._run(file.write, data), lambda: self._run(file.touch))
             yield writer
             await writer.flush()
             await self._run(file.finish)
@@ -155,6 +155,9 @@ class _File:
     def write(self, data: bytes) -> None:
         assert self._file is not None  # noqa: S101 - opened first
         self._file.write(data)
+
+    def touch(self) -> None:
+        os.utime(self._temporary)
 
     def finish(self) -> None:
         assert self._file is not None  # noqa: S101

@@ -24,6 +24,10 @@ from app.store.owners import is_free
 from app.store.tables import batches, slices
 from app.wire.bits import Bits
 
+SLICE_LINES = 256  # at most
+_MOST_SLICES = 16  # at once
+_MOST_CANDIDATES = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -40,9 +44,11 @@ class Claim:
 
 
 def claim(connection: Connection, me: str, wanted: int, passed_over: Iterable[int]) -> list[Claim]:
-    """Takes up to `wanted` slices that nobody alive holds; none of our own, not even when our lease is over.
+    """Takes slices that nobody alive holds; none of our own, not even when our lease is over.
 
-    Args: passed_over: Batches, by number, of which none are wanted now.
+    Args:
+        wanted: Lines, about.
+        passed_over: Batches, by number, of which none are wanted now.
     """
     rows = {row["number"]: row for row in _candidates(connection, me, passed_over)}
     at = connection.scalar(select(now()))
@@ -51,7 +57,12 @@ def claim(connection: Connection, me: str, wanted: int, passed_over: Iterable[in
         for number, row in rows.items()
     ]
     shares: dict[int, int] = defaultdict(int)
-    for number in choose(asked, wanted):
+    lines = 0
+    for number in choose(asked, _MOST_SLICES):
+        if lines >= wanted:
+            break
+        row = rows[number]
+        lines += min(row["total"] // (row["leased"] + row["free"]) or 1, SLICE_LINES)  # about what a slice has
         shares[number] += 1
     return [claimed for number in sorted(shares) for claimed in _take(connection, me, rows[number], shares[number])]
 
@@ -63,16 +74,21 @@ def _candidates(connection: Connection, me: str, passed_over: Iterable[int]) -> 
     free = select(func.count()).where(is_open, _is_to_have(me)).scalar_subquery()
     is_paused = and_(batches.c.paused_until.is_not(None), batches.c.paused_until > now())
     query = select(batches, leased.label("leased"), free.label("free")).where(
+        batches.c.cleared.is_(False),
         batches.c.status == "in_progress",
         batches.c.ending.is_(None),
         ~is_paused,
         batches.c.number.not_in(list(passed_over)),
         exists().where(is_open, _is_to_have(me)),
     )
+    query = query.order_by(batches.c.priority.desc(), batches.c.expires_at, batches.c.number).limit(_MOST_CANDIDATES)
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def _take(connection: Connection, me: str, batch: Mapping[str, Any], count: int) -> list[Claim]:
+    goes_on = and_(batches.c.number == batch["number"], batches.c.status == "in_progress", batches.c.ending.is_(None))
+    if connection.execute(select(batches.c.number).where(goes_on).with_for_update()).one_or_none() is None:
+        return []  # it was cancelled, or has ended, since it was looked at
     query = (
         select(slices)
         .where(slices.c.batch == batch["number"], slices.c.finished.is_(False), _is_to_have(me))
@@ -85,7 +101,9 @@ def _take(connection: Connection, me: str, batch: Mapping[str, Any], count: int)
         done = Bits.of(row["done"], row["lines"])
         doubtful = tuple(Bits.of(row["sent"], row["lines"]).minus(done))
         doubts += len(doubtful)
-        mine = {"owner": me, "sent": row["done"], "sent_count": row["done_count"], "version": row["version"] + 1}
+        mine = {"owner": me, "version": row["version"] + 1}
+        if batch["on_doubt"] == "retry":  # else the doubt stays, until its lines have their results
+            mine |= {"sent": row["done"], "sent_count": row["done_count"]}
         connection.execute(update(slices).where(_is_slice((batch["number"], row["number"]))).values(**mine))
         place = (row["number"], row["start"], row["stop"], row["lines"], mine["version"])
         taken.append(Claim(batch, *place, row["done"], doubtful))

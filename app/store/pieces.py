@@ -21,6 +21,9 @@ class Writer(Protocol):
 
     async def write(self, data: bytes) -> None: ...
 
+    async def touch(self) -> None:
+        """Tells the sweep that it is still being made, although nothing is written."""
+
 
 def checked(key: str) -> str:
     """Returns: The key, which is surely one of ours and no path."""
@@ -63,9 +66,12 @@ async def sliced(read: Read, size: int, key: str, start: int, stop: int | None) 
 class Gathering:
     """The part that writers share: small pieces are gathered until they are worth a trip."""
 
-    def __init__(self, put: Callable[[bytes], Awaitable[object]]) -> None:
+    def __init__(
+        self, put: Callable[[bytes], Awaitable[object]], touch: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
         self.size = 0
         self._put = put
+        self._touch = touch
         self._held: list[bytes] = []
         self._held_bytes = 0
 
@@ -75,6 +81,10 @@ class Gathering:
         self._held_bytes += len(data)
         if self._held_bytes >= PIECE:
             await self.flush()
+
+    async def touch(self) -> None:
+        if self._touch is not None:
+            await self._touch()
 
     async def flush(self) -> None:
         data, self._held, self._held_bytes = b"".join(self._held), [], 0

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, and_, func, select
 
 from app.store.clock import now
 from app.store.tables import results
+
+_MOST_ROWS = 2048
 
 
 class Result(NamedTuple):
@@ -17,11 +19,18 @@ class Result(NamedTuple):
     line: bytes
 
 
-def read(connection: Connection, number: int, after: int, limit: int) -> list[Result]:
-    """Returns: The next results behind position `after`."""
-    query = select(results.c.position, results.c.ok, results.c.line)
-    query = query.where(results.c.batch == number, results.c.position > after)
-    return [Result(*row) for row in connection.execute(query.order_by(results.c.position).limit(limit))]
+def read(connection: Connection, number: int, after: int, most: int) -> list[Result]:
+    """Returns: The next results behind position `after`, up to `most` bytes of them, but one at least."""
+    behind = and_(results.c.batch == number, results.c.position > after)
+    sizes = select(results.c.position, func.length(results.c.line)).where(behind).order_by(results.c.position)
+    size, last = 0, after
+    for position, length in connection.execute(sizes.limit(_MOST_ROWS)):
+        size += length
+        if size > most and last > after:
+            break
+        last = position
+    query = select(results.c.position, results.c.ok, results.c.line).where(behind, results.c.position <= last)
+    return [Result(*row) for row in connection.execute(query.order_by(results.c.position))]
 
 
 def ages(connection: Connection, number: int, positions: Sequence[int]) -> dict[int, float]:

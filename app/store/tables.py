@@ -90,14 +90,16 @@ batches = Table(
     Column("dedupe", Boolean, nullable=False),
     Column("pack_embeddings", Boolean, nullable=False),
     Column("in_doubt", Integer, nullable=False, server_default="0"),
-    Column("retry_of", String(64)),
+    Column("key", LargeBinary(32)),  # of the request that made it, if that had an Idempotency-Key
     Column("paused_code", String(64)),
     Column("paused_reason", Text),
     Column("paused_until", _Seconds),
     Column("ending", String(16)),
     Column("runner", String(64)),
+    Column("cleared", Boolean, nullable=False, server_default=false()),  # of slices and results, after its end
     Index("batches_by_owner", "owner", "number"),
-    Index("batches_by_status", "status"),
+    Index("batches_by_status", "cleared", "status"),
+    Index("batches_by_key", "key"),
     sqlite_autoincrement=True,
 )
 
@@ -109,7 +111,6 @@ slices = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("start", BigInteger, nullable=False),  # bytes into the input file
     Column("stop", BigInteger, nullable=False),
-    Column("first", Integer, nullable=False),  # index of its first line
     Column("lines", Integer, nullable=False),
     Column("owner", String(64)),
     Column("sent", LargeBinary, nullable=False),

@@ -127,7 +127,7 @@ class CallStack:
         attempt = 0
         give_up = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
         while True:
-            failure, retry_after = None, None
+            failure, retry_after, before = None, None, call.trace.attempts
             try:
                 # 4. admission, 5. breaker, 6. client: a slot per attempt, never held while backing off
                 reply = await upstream.attempt(call, target, deadline, alone=alone, last=left == 0)
@@ -141,6 +141,8 @@ class CallStack:
                 continue  # nothing was sent
             except GatewayError as error:
                 failure, judged = error, outcome.of_error(error)
+            if call.trace.attempts > before and not judged.ok:
+                call.trace.refused()
             attempt += 1
             wait = self._wait(judged, attempt, retry_after, deadline, left)
             if wait is not None and await self._affords(upstream, give_up if call.patient and not left else 0.0):

@@ -25,7 +25,7 @@ class Trace:
         queue_ms: Waiting for slots, over all attempts.
         upstream_ms: From the first attempt to the reply (streams: to its first event), without queueing.
         cache: `hit`, `miss` or `shared` (another caller's upstream call); empty: the cache took no part.
-        reached: An upstream has been asked.
+        flying: Attempts that are with an upstream, or were answered well by one: none while the call waits.
         whole: Of a part (of a split call, or one of two hedged ones): the trace of the call itself.
     """
 
@@ -34,7 +34,7 @@ class Trace:
     queue_ms: float = 0.0
     upstream_ms: float = 0.0
     cache: str = ""
-    reached: bool = False
+    flying: int = 0
     whole: "Trace | None" = None
 
     def part(self) -> "Trace":
@@ -44,9 +44,16 @@ class Trace:
     def attempted(self) -> None:
         """One more attempt is on its way."""
         self.attempts += 1
-        self.reached = True
+        self._flying(1)
+
+    def refused(self) -> None:
+        """The last attempt has come to nothing."""
+        self._flying(-1)
+
+    def _flying(self, change: int) -> None:
+        self.flying += change
         if self.whole is not None:
-            self.whole.reached = True
+            self.whole.flying += change
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,8 @@ class Checker:
         return line
 
     def _check_model(self, model: str | None, number: int) -> None:
+        if model is not None and "\0" in model:
+            raise LineError("invalid_request", "a model's name holds no NUL", "body.model")
         if not self._may_use(model):
             named = "without a model" if model is None else f"with the model {model[:200]!r}"
             raise LineError("model_not_found", f"this key may not call {named}", "body.model")

@@ -4,9 +4,8 @@ A line's id carries its position: by it the output and the error file are put to
 """
 
 import hashlib
-import heapq
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,16 +78,8 @@ def whole(batch_id: str, position: int, fields: bytes) -> bytes:
     return b"".join(parts(batch_id, position, fields))
 
 
-def merge(first: Iterable[bytes], second: Iterable[bytes]) -> Iterator[bytes]:
-    """Args: first, second: Output lines in the order of their positions.
-
-    Returns: All of them in that order, each read only when it is asked for.
-    """
-    return heapq.merge(first, second, key=position_of)
-
-
 async def merged(first: AsyncIterable[bytes], second: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """`merge`, for lines that arrive."""
+    """Args: first, second: Output lines in the order of their positions. Yields: All of them in that order."""
     left, right = aiter(first), aiter(second)
     one, other = await anext(left, None), await anext(right, None)
     while one is not None and other is not None:

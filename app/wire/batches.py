@@ -49,7 +49,7 @@ class Create(msgspec.Struct, kw_only=True):
     endpoint: str = ""
     completion_window: str = "24h"
     input_file_id: str | None = None
-    requests: Annotated[list[InlineRequest], Meta(min_length=1)] | None = None
+    requests: Annotated[list[InlineRequest], Meta(min_length=1, max_length=50_000)] | None = None
     metadata: dict[str, str] | None = None
     output_expires_after: OutputExpiry | None = None
     on_doubt: Literal["retry", "fail"] | None = None

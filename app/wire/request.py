@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
 
 from app.errors import InvalidRequestError
 from app.wire.endpoints import Endpoint
+from app.wire.form import FormReader
 from app.wire.parsing import decode
 
 
@@ -125,65 +123,27 @@ def _text(form: dict[str, tuple[int, int]], body: bytes, name: str) -> str | Non
 
 def _scan_form(body: bytes, content_type: str) -> dict[str, tuple[int, int]]:
     """Returns: The span in `body` of each plain field of a multipart form (RFC 7578); files are passed over."""
-    kind, options = parse_options_header(content_type if content_type.isascii() else "")
-    if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise InvalidRequestError("this endpoint takes multipart/form-data with a boundary", param="content-type")
-    reader = _FormReader()
-    try:
-        parser = MultipartParser(options[b"boundary"], reader.callbacks())  # type: ignore[arg-type]
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise InvalidRequestError(f"the multipart body is malformed: {error}") from None
-    if not reader.ended:
-        raise InvalidRequestError("the multipart body ends before its last boundary")
+    reader = _Spans(content_type)
+    reader.write(body)
+    reader.end()
     return reader.fields
 
 
-class _FormReader:
-    def __init__(self) -> None:
+class _Spans(FormReader):
+    def __init__(self, content_type: str) -> None:
+        super().__init__(content_type)
         self.fields: dict[str, tuple[int, int]] = {}
-        self.ended = False
-        self._header = b""
-        self._value = b""
-        self._disposition = b""
+        self._name: str | None = None  # None: a file, or no name
         self._span: tuple[int, int] | None = None
 
-    def callbacks(self) -> dict[str, object]:
-        return {
-            "on_part_begin": self._part,
-            "on_header_field": self._header_name,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_part_data": self._data,
-            "on_part_end": self._part_end,
-            "on_end": self._end,
-        }
+    def begin(self, name: str, filename: bytes | None) -> None:
+        self._name, self._span = name if filename is None else None, None
 
-    def _part(self) -> None:
-        self._disposition, self._span = b"", None
-
-    def _header_name(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._header = self._value = b""
-
-    def _data(self, _data: bytes, start: int, end: int) -> None:
+    def data(self, data: bytes, start: int, end: int) -> None:  # noqa: ARG002 - a reader's signature
         self._span = (self._span[0] if self._span else start, end)
 
-    def _part_end(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        if b"name" in options and b"filename" not in options:
-            name = options[b"name"].decode(errors="replace")
-            if name in _READ and name in self.fields:
-                raise InvalidRequestError(f"the form holds {name!r} twice", param=name)
-            self.fields[name] = self._span or (0, 0)
-
-    def _end(self) -> None:
-        self.ended = True
+    def finish(self) -> None:
+        if self._name:
+            if self._name in _READ and self._name in self.fields:
+                raise InvalidRequestError(f"the form holds {self._name!r} twice", param=self._name)
+            self.fields[self._name] = self._span or (0, 0)

@@ -43,6 +43,9 @@ class Kept:
         self.content += data
         self.longest = max(self.longest, len(data))
 
+    async def touch(self) -> None:
+        raise NotImplementedError
+
 
 async def read(body: bytes, cuts: list[int], limit: int = 10**6) -> tuple[Making, Kept]:
     async def pieces() -> AsyncIterator[bytes]:

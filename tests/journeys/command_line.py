@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import sys
 import termios
@@ -91,6 +92,7 @@ async def on_a_terminal(*arguments: str | Path, columns: int = 120, **env: str) 
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
 
     def own_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests themselves run in the background
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 

@@ -210,7 +210,7 @@ async def test_a_stored_response_is_found_whichever_upstream_has_it(simulator: S
         base_url = "{other.base_url}"
         """
         with serving("serve", toml=toml) as server:
-            made = (await post(server, {"model": "two/sim", "input": "x"}, "responses")).json()
+            made = (await post(server, {"model": "two/sim", "input": "made nowhere else"}, "responses")).json()
             async with httpx.AsyncClient() as http:
                 found = await http.get(f"{server.base_url}/responses/{made['id']}")
     assert found.json()["id"] == made["id"]

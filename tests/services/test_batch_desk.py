@@ -122,7 +122,7 @@ def test_a_closing_desk_takes_nothing_in_and_lets_untouched_slices_go_at_once() 
 
 def test_slices_are_wanted_when_little_is_left_and_not_when_there_is_much() -> None:
     desk = Desk(0.0)
-    assert desk.wanted() == 1
+    assert 0 < desk.wanted() < 256
     desk.take(taken(batch(), lines(250))[0])
     assert desk.wanted() == 0
 
@@ -147,3 +147,51 @@ def test_a_slice_is_over_only_when_its_results_are_written() -> None:
     assert list(desk.done()) == []
     assert held.change().finished
     assert list(desk.done()) == [held.key]
+
+
+def test_calls_that_are_refused_again_and_again_bring_no_more_with_them() -> None:
+    """An upstream that answers 429 takes nothing off: its calls wait in the stack, to be tried again."""
+    desk, now = Desk(0.0), 0.0
+    for number in range(100):
+        desk.take(taken(batch(1), lines(250), number=number)[0])
+    for _ in range(2_000):
+        for parcel in desk.next(now):
+            parcel.trace.attempted()
+            parcel.trace.refused()
+        now += 0.015
+    assert len(desk.flying) < 64
+    desk.take(taken(batch(2), lines(3))[0])
+    assert numbers(desk.next(now)) == {2}
+
+
+def test_a_few_calls_that_back_off_do_not_stop_the_others() -> None:
+    desk, now, slow = Desk(0.0), 0.0, set[Parcel]()
+    for number in range(40):
+        desk.take(taken(batch(1), lines(250), number=number)[0])
+    for turn in range(400):
+        for place, parcel in enumerate(desk.next(now)):
+            parcel.trace.attempted()
+            if place == 0 and turn % 20 == 0 and len(slow) < 8:
+                parcel.trace.refused()
+                slow.add(parcel)
+        now += 0.015
+    assert len(desk.flying) > 1_000
+    assert desk.stuck == set()
+
+
+def test_a_batch_with_a_slices_worth_of_lines_to_be_sent_again_sends_no_new_ones() -> None:
+    desk, now = Desk(0.0), 0.0
+    for number in range(40):
+        desk.take(taken(batch(1), lines(250), number=number)[0])
+    for _ in range(200):
+        for parcel in desk.next(now):
+            parcel.trace.attempted()
+            desk.landed(parcel)
+            desk.later([parcel], now + 1_000)
+        now += 0.015
+    assert len(desk.next(now)) == 0
+    desk.take(taken(batch(2), lines(3))[0])
+    assert numbers(desk.next(now)) == {2}
+    for key in [key for key in desk.held if key[0] == 1]:
+        desk.drop(key)
+    assert desk.next_due() > 1_000_000

@@ -19,7 +19,7 @@ _COUNT = 2000
 
 async def test_a_reader_overtaken_by_the_clearing_goes_on_in_the_files(database: Database, tmp_path: Path) -> None:
     files = Files(database, open_blobs(None, tmp_path / "kept"))
-    desk = Batches(database, files, BatchSettings.model_validate({}), 1000, None)
+    desk = Batches(database, files, BatchSettings.model_validate({}), None, 60)
     number = await database.run(ledgers.add_batch)
     row = await database.run(ledgers.batch_row, number)
     lines = [b'"custom_id":"%d"}' % at for at in range(1, _COUNT + 1)]

@@ -6,7 +6,7 @@ import pytest
 from app.errors import InvalidRequestError, MethodNotAllowedError
 from app.simulator.faults import Fault, Faults
 
-WELL = {"status": None, "hole": False, "share": 1.0, "latency": 0.0}
+WELL = {"status": None, "code": None, "hole": False, "share": 1.0, "latency": 0.0}
 
 
 def test_a_fault_holds_until_it_is_changed_or_healed() -> None:

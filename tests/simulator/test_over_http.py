@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import Server, eventually, serving
 
-WELL = {"status": None, "hole": False, "share": 1.0, "latency": 0.0}
+WELL = {"status": None, "code": None, "hole": False, "share": 1.0, "latency": 0.0}
 
 
 @pytest.fixture(scope="module")

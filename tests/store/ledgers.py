@@ -28,7 +28,7 @@ def add_batch(connection: Connection, /, cut: int = 1, size: int = 100, **fields
     needed = {"owner": "me", "endpoint": "/v1/embeddings", "input_file_id": "file-a", "completion_window": "24h"}
     flags = {"status": "in_progress", "on_doubt": "retry", "dedupe": False, "pack_embeddings": False}
     times = {"created_at": 1, "expires_at": int(at) + 3600, "total": cut * LINES}
-    id_ = f"batch_{connection.scalar(select(func.count()).select_from(batches))}"
+    id_ = f"batch_{connection.scalar(select(func.count()).select_from(batches)):024x}"
     row = connection.execute(
         insert(batches).values({"id": id_, **needed, **flags, **times, **fields}).returning(batches)
     )
@@ -39,7 +39,6 @@ def add_batch(connection: Connection, /, cut: int = 1, size: int = 100, **fields
             "number": each,
             "start": each * size,
             "stop": each * size + size,
-            "first": each * LINES,
         }
         connection.execute(insert(slices).values(**place, lines=LINES, sent=bits(), done=bits()))
     return number

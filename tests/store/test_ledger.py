@@ -9,6 +9,7 @@ from app.store.database import Database
 from app.store.ledger import Claim
 from app.store.tables import slices
 from tests.store.ledgers import (
+    LINES,
     add_batch,
     alive,
     batch_row,
@@ -24,9 +25,9 @@ ALL = tuple(range(10))
 
 
 async def claimed(database: Database, owner: str, wanted: int = 1) -> list[Claim]:
-    """What a living owner gets."""
+    """What a living owner gets. Args: wanted: Slices."""
     await database.run(alive, owner)
-    return await database.run(ledger.claim, owner, wanted, ())
+    return await database.run(ledger.claim, owner, wanted * LINES, ())
 
 
 async def test_a_commit_that_is_repeated_writes_once(database: Database) -> None:
@@ -100,13 +101,35 @@ async def test_nobody_claims_anew_what_he_holds_himself(database: Database) -> N
     assert await database.run(commits.commit, "a", [change(claim, 0)], made(claim, "x")) == set()
 
 
+async def test_a_batch_that_is_cancelled_while_it_is_looked_at_gives_no_slice(database: Database) -> None:
+    number = await database.run(add_batch)
+    await database.run(alive, "a")
+    row = await database.run(batch_row, number)
+    await database.run(set_batch, number, status="cancelling", ending="cancelled")
+    assert await database.run(ledger._take, "a", row, 1) == []
+
+
+async def test_doubt_that_is_to_fail_stays_until_it_is_told(database: Database) -> None:
+    """Whoever takes the slice over may die, too, before the lines' errors are stored."""
+    number = await database.run(add_batch)
+    await database.run(set_batch, number, on_doubt="fail")
+    (claim,) = await claimed(database, "a")
+    await database.run(commits.commit, "a", [change(claim, sent=(0, 1))], [])
+    for owner, before in (("b", "a"), ("c", "b")):
+        await database.run(silent, before)
+        (claim,) = await claimed(database, owner)
+        assert claim.doubtful == (0, 1)
+
+
 async def test_two_owners_at_once_never_get_the_same_slice(database: Database) -> None:
     await database.run(add_batch, 40)
-    await database.run(alive, "a", "b", "c")
-    rounds = [database.run(ledger.claim, owner, 5, ()) for _ in range(4) for owner in ("a", "b", "c")]
+    await database.run(alive, "a", "b", "c", "d")
+    rounds = [database.run(ledger.claim, owner, 5 * LINES, ()) for _ in range(4) for owner in ("a", "b", "c")]
     found = [claim.number for claims in await asyncio.gather(*rounds) for claim in claims]
     assert len(found) == len(set(found))
-    rest = await database.run(ledger.claim, "a", 40, ())
+    rest = []
+    while more := await database.run(ledger.claim, "d", 40 * LINES, ()):
+        rest += more
     assert sorted([*found, *(claim.number for claim in rest)]) == list(range(40))
 
 

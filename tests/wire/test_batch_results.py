@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.wire.batch_results import Usage, error_line, line_id, merge, merged, position_of, reply_line, usage_of, whole
+from app.wire.batch_results import Usage, error_line, line_id, merged, position_of, reply_line, usage_of, whole
 
 _POSITIONS = st.integers(0, 16**10 - 1)
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
@@ -84,17 +84,7 @@ def test_a_call_without_a_reply_has_an_error_and_no_response(custom_id: str, cod
 async def test_two_files_are_merged_by_position(one: set[int], other: set[int]) -> None:
     first, second = lines(sorted(one - other)), lines(sorted(other))
     expected = lines(sorted(one | other))
-    assert list(merge(first, second)) == expected
     assert [line async for line in merged(arriving(first), arriving(second))] == expected
-
-
-def test_a_merge_reads_no_further_than_it_is_asked_to() -> None:
-    def endless() -> Iterable[bytes]:
-        for position in itertools.count():
-            yield from lines([position])
-
-    found = list(itertools.islice(merge(endless(), lines([3])), 3))
-    assert [position_of(line) for line in found] == [0, 1, 2]
 
 
 async def test_an_asynchronous_merge_reads_no_further_than_it_is_asked_to() -> None:

@@ -121,7 +121,8 @@ def test_whatever_is_relayed_of_a_stream_is_json_objects_only(stream: bytes) -> 
 def test_a_stream_ends_in_exactly_one_way(stream: bytes, places: list[int]) -> None:
     seen = read(pieces(stream, places), TERMINALS)
     assert [seen.done, seen.error is not None, seen.flawed].count(True) == 1
-    assert (seen.events[-1:] == [DONE.strip()]) == seen.done
+    last = seen.events[-1] if seen.events else b""  # comments may stand around the end marker, in one block
+    assert (DONE.strip() in last.split(b"\n")) == seen.done
 
 
 def test_done_ends_the_stream_and_what_follows_it_is_dropped() -> None:

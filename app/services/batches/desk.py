@@ -9,7 +9,7 @@ nobody else's.
 import heapq
 import itertools
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 
 from app.services.batches.holding import HeldSlice, Parcel
@@ -22,8 +22,7 @@ _FADE_SECONDS = 0.5
 _PACE_SECONDS = 1.0  # over which it is averaged for what is claimed: more than that others may have
 _STUCK_SECONDS = 2.0
 _MOST_BYTES = 64 * 1024**2
-_SLICE_LINES = 256  # about as many as one has
-_MOST_CLAIMED = 16
+_SLICE_LINES = 256
 
 
 class Desk:
@@ -38,8 +37,9 @@ class Desk:
         self.leaving: set[int] = set()
         self.is_closing = False
         self.stuck: set[int] = set()
-        self._waiting: set[Parcel] = set()  # of those that fly
+        self._waiting: set[Parcel] = set()  # of those that fly: with no upstream
         self._later: list[tuple[float, int, Parcel]] = []
+        self._put_off: Counter[int] = Counter()  # of those, by batch
         self._count = itertools.count()
         self._looked_at = now
         self._taken: deque[tuple[float, int]] = deque()  # when, how many were taken off
@@ -58,7 +58,7 @@ class Desk:
     def next(self, now: float) -> list[Parcel]:
         """Returns: What is to be sent now; it is marked so in its slices."""
         self._look(now)
-        self.stuck = {parcel.slice.key[0] for parcel in self._waiting if now - parcel.launched_at > _STUCK_SECONDS}
+        self.stuck = self._stuck(now)
         room = self._ahead - sum(parcel.slice.key[0] not in self.stuck for parcel in self._waiting)
         found: list[Parcel] = []
         for held in self._open():
@@ -71,6 +71,13 @@ class Desk:
         self._waiting.update(found)
         return found
 
+    def _stuck(self, now: float) -> set[int]:
+        """Returns: Batches of whose calls a quarter waits for too long, or a slice's worth is to be sent again."""
+        flying = Counter(parcel.slice.key[0] for parcel in self.flying)
+        old = Counter(parcel.slice.key[0] for parcel in self._waiting if now - parcel.launched_at > _STUCK_SECONDS)
+        late = {number for number, count in old.items() if 4 * count >= flying[number]}
+        return late | {number for number, count in self._put_off.items() if count >= _SLICE_LINES}
+
     def _open(self) -> list[HeldSlice]:
         """Returns: Slices whose lines may be sent now."""
         return [held for held in self.held.values() if held.key[0] not in self.stuck | self.leaving]
@@ -82,11 +89,11 @@ class Desk:
 
     def _look(self, now: float) -> None:
         """Learns how fast parcels are taken off, and brings back those whose time has come."""
-        before = len(self._waiting)
-        self._waiting = {parcel for parcel in self._waiting if parcel in self.flying and parcel.is_waiting}
-        taken, fading = before - len(self._waiting), math.exp((self._looked_at - now) / _PACE_SECONDS)
-        self._pace = self._pace * fading + taken / _PACE_SECONDS
-        self._taken.append((now, taken))
+        waiting = {parcel for parcel in self.flying if parcel.is_waiting}
+        count, self._waiting = len(self._waiting - waiting), waiting
+        fading = math.exp((self._looked_at - now) / _PACE_SECONDS)
+        self._pace = self._pace * fading + count / _PACE_SECONDS
+        self._taken.append((now, count))
         while self._taken[0][0] <= now - _GLANCE_SECONDS:
             self._taken.popleft()
         rate = sum(count for _, count in self._taken) / _GLANCE_SECONDS
@@ -96,6 +103,7 @@ class Desk:
         self._ahead = min(wanted, 2 * self._ahead, _MOST_AHEAD)
         while self._later and self._later[0][0] <= now:
             parcel = heapq.heappop(self._later)[2]
+            self._put_off[parcel.slice.key[0]] -= 1
             if self.held.get(parcel.slice.key) is parcel.slice:
                 parcel.slice.queue.appendleft(parcel)
 
@@ -106,15 +114,16 @@ class Desk:
         """These are to be sent again, at `due`."""
         for parcel in parcels:
             heapq.heappush(self._later, (due, next(self._count), parcel))
+            self._put_off[parcel.slice.key[0]] += 1
 
     def wanted(self) -> int:
-        """Returns: How many slices should be claimed."""
+        """Returns: How many lines should be claimed."""
         if self.is_closing:
             return 0
         queued = sum(len(held.queue) for held in self._open())
         if queued >= max(_LEAST_AHEAD, self._pace / 2) or sum(held.size for held in self.held.values()) > _MOST_BYTES:
             return 0
-        return min(max(1, math.ceil(self._pace / _SLICE_LINES)), _MOST_CLAIMED)
+        return max(_LEAST_AHEAD, math.ceil(self._pace))
 
     def close(self) -> None:
         """Nothing more is sent or claimed: what has not been sent is given back at once, the rest as it ends."""
@@ -129,8 +138,15 @@ class Desk:
     def drop(self, key: Key) -> list[Parcel]:
         """The slice is no longer in hand. Returns: What of it is in the air."""
         self.held.pop(key, None)
+        if not any(number == key[0] for number, _ in self.held):
+            self._forget(key[0])
         self.leaving &= {number for number, _ in self.held}
         return [parcel for parcel in self.flying if parcel.slice.key == key]
+
+    def _forget(self, number: int) -> None:
+        self._later = [entry for entry in self._later if entry[2].slice.key[0] != number]
+        heapq.heapify(self._later)
+        del self._put_off[number]
 
     def done(self) -> Iterator[Key]:
         """Yields: Slices of which nothing is in the air, to be written or to be sent any more."""

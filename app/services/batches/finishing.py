@@ -7,6 +7,7 @@ file ids are made of the batch's, so that a worker that dies here leaves nothing
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from app.wire.bits import Bits
 from app.wire.line_scanner import split
 
 _CHUNK_BYTES = 4 * 1024**2
-_FIRST_ROWS, _MOST_ROWS = 64, 2048
+_TOUCH_SECONDS = 600.0
 _ENDINGS = {
     "expired": ("batch_expired", "this request could not be done within the batch's completion window"),
     "cancelled": ("batch_cancelled", "the batch was cancelled before this request had a result"),
@@ -45,14 +46,15 @@ async def stored(database: Database, number: int, after: int) -> AsyncGenerator[
 
     The next chunk is read while the last one is being used.
     """
-    limit = _FIRST_ROWS
-    reading = asyncio.create_task(database.run(results.read, number, after, limit), name="batch results")
+
+    def read() -> "asyncio.Task[list[Result]]":
+        return asyncio.create_task(database.run(results.read, number, after, _CHUNK_BYTES), name="batch results")
+
+    reading = read()
     try:
         while rows := await reading:
-            size = sum(len(row.line) for row in rows)
-            limit = max(1, min(_MOST_ROWS, 4 * limit, _CHUNK_BYTES * len(rows) // max(size, 1)))
             after = rows[-1].position
-            reading = asyncio.create_task(database.run(results.read, number, after, limit), name="batch results")
+            reading = read()
             yield rows
     finally:
         reading.cancel()
@@ -68,6 +70,7 @@ class _Pair:
         self._batch = batch
         self._stack = stack
         self._made: dict[str, Making] = {}
+        self._touched_at = time.monotonic()
 
     async def write(self, name: str, lines: Iterable[tuple[int, bytes]]) -> None:
         """Args: lines: Positions, and what stands behind the id."""
@@ -93,6 +96,13 @@ class _Pair:
                 await self.write("error", ((at, line) for at, ok, line in chunk if not ok))
                 self.position = chunk[-1].position
 
+    async def touch(self) -> None:
+        """Now and then says that the files are still in the making."""
+        if time.monotonic() > self._touched_at + _TOUCH_SECONDS:
+            self._touched_at = time.monotonic()
+            for making in self._made.values():
+                await making.touch()
+
     def id_of(self, name: str) -> str | None:
         """Returns: The file's id, after the stack is left; None: no line stood in it."""
         making = self._made.get(name)
@@ -114,6 +124,7 @@ async def finish(
         await pair.results(database)
         while (last := await database.run(batches.closed, me, batch["number"])) is None:
             await news()
+            await pair.touch()
             await pair.results(database)
         await pair.results(database)
         if pair.position != last["completed"] + last["failed"]:
@@ -123,6 +134,7 @@ async def finish(
                 told = [error_line(custom_id, *_ENDINGS[last["ending"]]) for custom_id in custom_ids]
                 await pair.write("error", enumerate(told, pair.position + 1))
                 pair.position += len(told)
+        await database.run(batches.closed, me, batch["number"])  # still ours: else what is there must not be replaced
     lost = last["total"] - last["completed"] - last["failed"]
     return Outputs(pair.id_of("output"), pair.id_of("error"), lost)
 

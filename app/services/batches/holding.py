@@ -42,8 +42,8 @@ class Parcel:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it was launched, but has not reached an upstream yet."""
-        return not self.trace.reached and self.trace.cache != "shared"
+        """Whether it was launched, but is with no upstream: not yet, or not again."""
+        return not self.trace.flying and self.trace.cache != "shared"
 
     def alone(self) -> list["Parcel"]:
         """Returns: Each of its lines as a parcel of its own."""

@@ -95,6 +95,7 @@ class Jobs:
             await (self._validate(batch) if self._kinds[batch["number"]] == "validating" else self._finish(batch))
         except NotOursError:
             log.warning("batch %s was taken over by another worker", batch["id"])
+            self._resting[batch["number"]] = time.monotonic() + _AGAIN_SECONDS
         except Exception as error:
             if isinstance(error, StorageError):
                 log.warning("batch %s waits: %s", batch["id"], error.message)

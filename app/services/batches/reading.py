@@ -1,6 +1,7 @@
 """Results as they are read: live while the batch runs, from its output files afterwards, in one order."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -15,6 +16,7 @@ from app.wire.batch_results import merged, position_of, whole
 from app.wire.line_scanner import LineScanner
 
 _LOOK_SECONDS = 0.25
+ID = re.compile(r"batch_[0-9a-f]{24}")
 _BLOCK_BYTES = 256 * 1024
 
 
@@ -76,7 +78,7 @@ class Reading:
 
 async def row_of(database: Database, owner: str, batch_id: str) -> Row:
     """Raises: NotFoundError: There is no such batch."""
-    row = await database.run(batches.find, owner, batch_id)
+    row = await database.run(batches.find, owner, batch_id) if ID.fullmatch(batch_id) else None
     if row is None:
         raise not_found(batch_id)
     return row

@@ -8,7 +8,7 @@ import msgspec
 
 from app.errors import ConflictError, InvalidRequestError, NotFoundError
 from app.policies.eta import estimate
-from app.services.batches.reading import Reading, lines_of, must_have, not_found, row_of
+from app.services.batches.reading import ID, Reading, lines_of, must_have, not_found, row_of
 from app.services.batches.worker import Worker
 from app.services.files import Files, StoredFile
 from app.services.keys import Caller
@@ -26,8 +26,8 @@ _BLOCK_BYTES = 256 * 1024
 
 class Batches:
     """Args:
-    longest: Bytes of an input's longest line.
     worker: The one in this process, if there is one.
+    remembers: Seconds that a request with an Idempotency-Key makes no second batch.
     """
 
     def __init__(
@@ -35,26 +35,28 @@ class Batches:
         database: Database,
         files: Files,
         settings: BatchSettings,
-        longest: int,
         worker: Worker | None,
+        remembers: float,
     ) -> None:
         self._database = database
         self._files = files
         self._settings = settings
-        self._longest = longest
         self._worker = worker
+        self._remembers = remembers
 
-    async def create(self, caller: Caller, asked: Create) -> dict[str, Any]:
-        """Returns: The batch object, `validating`.
-
+    async def create(self, caller: Caller, asked: Create, once: bytes | None = None) -> dict[str, Any]:
+        """Args:
+            once: A digest of the request, if it carries an Idempotency-Key: whatever got lost, it makes one batch.
+        Returns:
+            The batch object, `validating` if it is new.
         Raises: NotFoundError: There is no such input file.
         """
         if asked.requests is None:
             file_id = asked.input_file_id or ""
             file = await self._input(caller, file_id)
         else:
-            file = await self._written(caller.name, inline_lines(asked))
-        return await self._added(caller, asked, file, None)
+            file = await self._written(caller.name, "requests.jsonl", _blocks(inline_lines(asked)), once)
+        return await self._added(caller, asked, file, once)
 
     async def _input(self, caller: Caller, file_id: str) -> StoredFile:
         try:
@@ -66,13 +68,13 @@ class Batches:
             raise InvalidRequestError(message, param="input_file_id")
         return file
 
-    async def _written(self, owner: str, lines: Iterable[bytes]) -> StoredFile:
-        async with self._files.making(owner, "requests.jsonl", "batch") as making:
-            for block in _blocks(lines):
+    async def _written(self, owner: str, name: str, blocks: Iterable[bytes], once: bytes | None) -> StoredFile:
+        async with self._files.making(owner, name, "batch", id_=_file_id(once)) as making:
+            for block in blocks:
                 await making.write(block)
         return making.file
 
-    async def _added(self, caller: Caller, asked: Create, file: StoredFile, retry_of: str | None) -> dict[str, Any]:
+    async def _added(self, caller: Caller, asked: Create, file: StoredFile, once: bytes | None) -> dict[str, Any]:
         now = int(time.time())
         fields = {
             "id": new_id("batch_"),
@@ -92,9 +94,9 @@ class Batches:
             "pack_embeddings": self._settings.pack_embeddings
             if asked.pack_embeddings is None
             else asked.pack_embeddings,
-            "retry_of": retry_of,
+            "key": once,
         }
-        row = await self._database.run(batches.add, fields)
+        row = await self._database.run(batches.add, fields, int(now - self._remembers))
         if row is None:
             raise NotFoundError(f"there is no file {file.id!r} any more", param="input_file_id")
         self._kick()
@@ -107,7 +109,8 @@ class Batches:
 
     async def page(self, owner: str, wanted: Page) -> dict[str, Any]:
         """Raises: InvalidRequestError: `after` is no batch's id."""
-        found = await self._database.run(batches.page, owner, wanted.after, wanted.limit)
+        is_id = wanted.after is None or ID.fullmatch(wanted.after)
+        found = await self._database.run(batches.page, owner, wanted.after, wanted.limit) if is_id else None
         if found is None:
             raise InvalidRequestError(f"there is no batch {wanted.after!r}", param="after")
         rows, has_more = found
@@ -118,7 +121,8 @@ class Batches:
         NotFoundError: There is no such batch.
         ConflictError: It has ended already, or is about to.
         """
-        row = await self._database.run(batches.cancel, owner, batch_id, int(time.time()))
+        is_id = ID.fullmatch(batch_id)
+        row = await self._database.run(batches.cancel, owner, batch_id, int(time.time())) if is_id else None
         if row is None:
             raise not_found(batch_id)
         if row["status"] not in {"cancelling", "cancelled"}:
@@ -164,8 +168,8 @@ class Batches:
         """Returns: What reads the batch's results."""
         return Reading(self._database, self._files, owner, batch_id)
 
-    async def retry(self, caller: Caller, batch_id: str) -> dict[str, Any]:
-        """A new batch of those lines that failed. Returns: Its object.
+    async def retry(self, caller: Caller, batch_id: str, once: bytes | None = None) -> dict[str, Any]:
+        """A new batch of those lines that failed. Args: once: As for `create`. Returns: Its object.
 
         Raises:
             NotFoundError: There is no such batch, or its files are deleted.
@@ -178,7 +182,7 @@ class Batches:
             raise ConflictError("no line of this batch has failed")
         await must_have(self._files, row, "error_file_id", "input_file_id")
         failed = {hash(_id_of(line)) async for line in lines_of(self._files, row["error_file_id"])}  # maybe a million
-        async with self._files.making(caller.name, f"retry_of_{batch_id}.jsonl", "batch") as making:
+        async with self._files.making(caller.name, f"retry_of_{batch_id}.jsonl", "batch", id_=_file_id(once)) as making:
             async for line in lines_of(self._files, row["input_file_id"]):
                 if hash(_id_of(line)) in failed:
                     await making.write(line + b"\n")
@@ -186,7 +190,7 @@ class Batches:
         expiry = None if row["output_ttl"] is None else OutputExpiry("created_at", row["output_ttl"])
         packed = {name: row[name] for name in ("dedupe", "pack_embeddings")}
         asked = Create(**again, **packed, output_expires_after=expiry)
-        return await self._added(caller, asked, making.file, batch_id)
+        return await self._added(caller, asked, making.file, once)
 
     async def snapshot(self) -> dict[str, int]:
         """Returns: Batches that run, by status, and their lines in doubt."""
@@ -211,6 +215,10 @@ _WITH_ID = msgspec.json.Decoder(_WithId)
 
 def _id_of(line: bytes) -> str | None:
     return _WITH_ID.decode(line).custom_id
+
+
+def _file_id(once: bytes | None) -> str | None:
+    return None if once is None else f"file-{once.hex()[:24]}"
 
 
 def _blocks(lines: Iterable[bytes]) -> Iterable[bytes]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from app.errors import FileContentMissingError
 from app.services.files import Files
+from app.store.ledger import SLICE_LINES
 from app.wire.batch_lines import Checker
 from app.wire.bits import Bits
 from app.wire.line_scanner import LineScanner, Scanned
 
-_SLICE_LINES = 256
 _SLICE_BYTES = 1024**2
 _MOST_MODELS = 64  # that are looked up
 _ASK_EVERY = 64  # pieces
@@ -39,13 +39,12 @@ class Cutter:
 
     batch: int
     slices: list[dict[str, Any]] = field(default_factory=list)
-    _first: int = 0
     _lines: int = 0
     _start: int = 0
     _stop: int = 0
 
     def add(self, line: Scanned) -> None:
-        if self._lines and (self._lines == _SLICE_LINES or line.stop - self._start > _SLICE_BYTES):
+        if self._lines and (self._lines == SLICE_LINES or line.stop - self._start > _SLICE_BYTES):
             self.close()
         if not self._lines:
             self._start = line.start
@@ -56,9 +55,9 @@ class Cutter:
         """Ends the slice at hand."""
         if self._lines:
             bits = Bits(self._lines).bytes()
-            place = {"start": self._start, "stop": self._stop, "first": self._first, "lines": self._lines}
+            place = {"start": self._start, "stop": self._stop, "lines": self._lines}
             self.slices.append({"batch": self.batch, "number": len(self.slices), **place, "sent": bits, "done": bits})
-            self._first, self._lines = self._first + self._lines, 0
+            self._lines = 0
 
 
 async def validate(

@@ -9,7 +9,7 @@ leases that are lost, inputs to be validated, outputs to be written.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from app.errors import StorageError
@@ -30,6 +30,7 @@ from app.upstream.types import Call, Reply
 log = logging.getLogger("sluicegate")
 _PULSE_SECONDS = 0.015
 _ROUND_SECONDS = 1.0
+_END_SECONDS = 5.0  # a database that is away keeps nobody from ending
 
 
 class Worker:
@@ -169,13 +170,13 @@ class Worker:
     async def _rounds(self) -> None:
         while True:
             self._look.clear()
-            try:
-                await self._jobs.look()
-                await self._round()
-            except StorageError as error:
-                log.debug("batches cannot be looked after: %s", error.message)  # the database has told
-            except Exception:
-                log.exception("bug while looking after batches")
+            for work in (self._round, self._jobs.look):
+                try:
+                    await work()
+                except StorageError as error:
+                    log.debug("batches cannot be looked after: %s", error.message)  # the database has told
+                except Exception:
+                    log.exception("bug while looking after batches")
             self._claims.hungry.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_ROUND_SECONDS):
@@ -211,17 +212,18 @@ class Worker:
         """Ends everything now. What is in the air is cancelled, upstream too; what has come back is stored."""
         self.hand_back()
         self._cut(list(self._flights))
+        await _end(self._tasks[1:])  # before the jobs: they begin new ones
         await self._jobs.aclose()
         if self._tasks:
-            pulse, *others = self._tasks
-            for other in others:
-                other.cancel()
-            await asyncio.wait(others)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5.0):  # a database that is away keeps nobody from ending
-                    await asyncio.wait({pulse})
-            pulse.cancel()
-            await asyncio.wait({pulse})
+            await asyncio.wait(self._tasks[:1], timeout=_END_SECONDS)
+            await _end(self._tasks[:1])
+
+
+async def _end(tasks: "Sequence[asyncio.Task[None]]") -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 def _now() -> float:

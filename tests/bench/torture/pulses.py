@@ -73,7 +73,7 @@ class Pulses:
         self._held = [held for held in self._held if not held.is_finished]
 
     async def _claim(self) -> None:
-        for claim in await self._database.run(ledger.claim, "me", _RATE // _LINES + 1, ()):
+        for claim in await self._database.run(ledger.claim, "me", _RATE, ()):
             held = HeldSlice(claim)
             held.queue.extend(Parcel(held, (Entry(index, f"r{index}", b"{}"),)) for index in range(claim.lines))
             self._held.append(held)
@@ -91,5 +91,5 @@ def _batch(connection: Connection, cut: int) -> None:
         insert(batches).values(**needed, **flags, **times).returning(batches.c.number)
     ).scalar_one()
     bits = Bits(_LINES).bytes()
-    place = {"start": 0, "stop": 1, "first": 0, "lines": _LINES, "sent": bits, "done": bits}
+    place = {"start": 0, "stop": 1, "lines": _LINES, "sent": bits, "done": bits}
     connection.execute(insert(slices), [{"batch": number, "number": each, **place} for each in range(cut)])

@@ -45,12 +45,13 @@ _BATCHES: list[sa.schema.SchemaItem] = [
     sa.Column("dedupe", sa.Boolean(), nullable=False),
     sa.Column("pack_embeddings", sa.Boolean(), nullable=False),
     sa.Column("in_doubt", sa.Integer(), server_default="0", nullable=False),
-    sa.Column("retry_of", sa.String(length=64), nullable=True),
+    sa.Column("key", sa.LargeBinary(length=32), nullable=True),
     sa.Column("paused_code", sa.String(length=64), nullable=True),
     sa.Column("paused_reason", sa.Text(), nullable=True),
     sa.Column("paused_until", sa.Float(precision=53), nullable=True),
     sa.Column("ending", sa.String(length=16), nullable=True),
     sa.Column("runner", sa.String(length=64), nullable=True),
+    sa.Column("cleared", sa.Boolean(), server_default=sa.false(), nullable=False),
     sa.PrimaryKeyConstraint("number"),
     sa.UniqueConstraint("id"),
 ]
@@ -68,7 +69,8 @@ def upgrade() -> None:
 def _batches() -> None:
     op.create_table("batches", *_BATCHES, sqlite_autoincrement=True)
     op.create_index("batches_by_owner", "batches", ["owner", "number"], unique=False)
-    op.create_index("batches_by_status", "batches", ["status"], unique=False)
+    op.create_index("batches_by_status", "batches", ["cleared", "status"], unique=False)
+    op.create_index("batches_by_key", "batches", ["key"], unique=False)
 
 
 def _files() -> None:
@@ -135,7 +137,6 @@ def _slices() -> None:
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("start", sa.BigInteger(), nullable=False),
         sa.Column("stop", sa.BigInteger(), nullable=False),
-        sa.Column("first", sa.Integer(), nullable=False),
         sa.Column("lines", sa.Integer(), nullable=False),
         sa.Column("owner", sa.String(length=64), nullable=True),
         sa.Column("sent", sa.LargeBinary(), nullable=False),
