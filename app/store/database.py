@@ -29,7 +29,7 @@ log = logging.getLogger("sluicegate")
 P = ParamSpec("P")
 T = TypeVar("T")
 _CONNECTIONS = 8
-_LOCK_SECONDS = 5.0  # a predecessor that is just ending may still hold it
+_LOCK_SECONDS = 2.0  # a predecessor that is just ending may still hold it
 _TRIES = 4  # of a transaction that another one got in the way of
 _LONGEST_REASON = 300
 

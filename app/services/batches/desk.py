@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from app.services.batches.holding import HeldSlice, Parcel
 from app.store.commits import Key
+from app.store.ledger import SLICE_LINES
 
 _LEAST_AHEAD, _MOST_AHEAD = 16, 1024
 _AHEAD_SECONDS = 0.06
@@ -22,13 +23,13 @@ _FADE_SECONDS = 0.5
 _PACE_SECONDS = 1.0  # over which it is averaged for what is claimed: more than that others may have
 _STUCK_SECONDS = 2.0
 _MOST_BYTES = 64 * 1024**2
-_SLICE_LINES = 256
 
 
 class Desk:
     """Attributes:
     held: Slices by key, those of higher priority first, else in the order of their claims.
     leaving: Batches, by number, of which nothing more is sent, and whose slices are given back.
+    stuck: Batches, by number, that are passed over: they do not get through.
     """
 
     def __init__(self, now: float) -> None:
@@ -76,7 +77,7 @@ class Desk:
         flying = Counter(parcel.slice.key[0] for parcel in self.flying)
         old = Counter(parcel.slice.key[0] for parcel in self._waiting if now - parcel.launched_at > _STUCK_SECONDS)
         late = {number for number, count in old.items() if 4 * count >= flying[number]}
-        return late | {number for number, count in self._put_off.items() if count >= _SLICE_LINES}
+        return late | {number for number, count in self._put_off.items() if count >= SLICE_LINES}
 
     def _open(self) -> list[HeldSlice]:
         """Returns: Slices whose lines may be sent now."""
