@@ -22,7 +22,8 @@ FULL = {"53100", 13, 10}
 _SQLITE_ERROR = 1
 TAKE_TURNS = {"40001", "40P01"}
 _NO_ADDRESS = "the address cannot be read; special characters of a password must be percent-encoded"
-_TIMEOUTS = "SET lock_timeout = '10s'; SET statement_timeout = '60s'"
+# The last one: a process that is frozen within a transaction must not keep its locks from those that take over.
+_TIMEOUTS = "SET lock_timeout = '10s'; SET statement_timeout = '60s'; SET idle_in_transaction_session_timeout = '3s'"
 # Results may be 30 kB each: pages of 8 kB, copied from the log every 16 MB, take half the time of the defaults.
 _PRAGMAS = (
     "page_size=8192",

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,3 +163,23 @@ async def test_a_stop_during_an_outage_says_how_long_the_rest_must_wait(
     owner.stop()
     assert "free only after 3600 seconds" in caplog.text
     database.close()
+
+
+async def test_who_is_frozen_within_a_transaction_keeps_its_locks_for_seconds_only(database: Database) -> None:
+    if not database.is_shared:
+        return  # SQLite has one process, and one transaction at a time
+    await database.run(renew, "frozen", 60)
+    held, thawed = threading.Event(), threading.Event()
+
+    def freeze(connection: Connection) -> None:
+        renew(connection, "frozen", 60)
+        held.set()
+        thawed.wait(60)
+        renew(connection, "frozen", 60)
+
+    frozen = asyncio.create_task(database.run(freeze))
+    await eventually(held.is_set)
+    await database.run(renew, "frozen", 3600)  # waits for the lock, which goes with the idle session
+    thawed.set()
+    with pytest.raises(StorageError):
+        await frozen
