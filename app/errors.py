@@ -29,6 +29,11 @@ class GatewayError(Exception):
         self.param = param
         self.retry_after = retry_after
 
+    @property
+    def cause(self) -> str:
+        """What a result line calls it, where it stands in place of a reply."""
+        return self.code or self.type
+
     def envelope(self) -> bytes:
         """Returns: The JSON body `{"error": {"message", "type", "param", "code"}}`."""
         return envelope(self.message, self.type, self.param, self.code)
@@ -165,6 +170,7 @@ class DeadlineError(GatewayError):
     """Any of the three clocks of a call ran out."""
 
     status, type, code = 504, "timeout_error", "deadline_exceeded"
+    cause = "timeout"
 
 
 class FirstTokenTimeoutError(DeadlineError):

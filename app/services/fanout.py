@@ -221,8 +221,7 @@ class Fanout:
 def _failed(item: Item, unit: Unit, trace: Trace, error: GatewayError) -> Result:
     timing = _timing(trace)
     if error.status >= 500:
-        code = "timeout" if isinstance(error, DeadlineError) else error.code or error.type
-        return _without_reply(item, unit.model, timing, code, error.message)
+        return _without_reply(item, unit.model, timing, error.cause, error.message)
     return Result(item.index, item.custom_id, unit.model, timing, error.status, new_id("req_"), error.envelope())
 
 

@@ -76,13 +76,13 @@ def next_job(
     """
     to_end = and_(_is_running(), batches.c.ending.is_not(None), _nobody_works())
     to_validate = and_(batches.c.status == "validating", batches.c.ending.is_(None))
-    to_follow = and_(batches.c.status == "in_progress", batches.c.total >= _WORTH_FOLLOWING, ~_is_paused())
+    to_follow = and_(batches.c.status == "in_progress", batches.c.total >= _WORTH_FOLLOWING, ~is_paused())
     wanted = [to_end, *([to_validate] if validate else []), *([to_follow] if follow else [])]
     query = (
         select(batches)
         .where(batches.c.cleared.is_(False), or_(*wanted), or_(is_free(batches.c.runner), batches.c.runner == me))
         .where(batches.c.number.not_in(list(busy)))
-        .order_by(case((_is_paused(), 1), else_=0), case((to_end, 0), (to_validate, 1), else_=2), batches.c.number)
+        .order_by(case((is_paused(), 1), else_=0), case((to_end, 0), (to_validate, 1), else_=2), batches.c.number)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
@@ -100,13 +100,13 @@ def closed(connection: Connection, me: str, number: int) -> Row | None:
     row = connection.execute(select(batches).where(_is_mine(me, number)).with_for_update()).mappings().one_or_none()
     if row is None:
         raise NotOursError
-    is_over = and_(_is_mine(me, number), batches.c.ending.is_not(None), _nobody_works())
-    if connection.execute(select(batches.c.number).where(is_over)).one_or_none() is None:
+    is_left = select(batches.c.number).where(batches.c.number == number, _nobody_works())
+    if row["ending"] is None or connection.execute(is_left).one_or_none() is None:
         return None
     # a worker that was silent for too long may wake up: nothing is his any more
     is_open = and_(slices.c.batch == number, slices.c.finished.is_(False))
     connection.execute(update(slices).where(is_open).values(owner=None))
-    return dict(connection.execute(select(batches).where(_is_mine(me, number))).mappings().one())
+    return dict(row)
 
 
 def leave_job(connection: Connection, me: str, number: int) -> None:
@@ -176,8 +176,7 @@ def counts(connection: Connection) -> dict[str, int]:
 
 def states(connection: Connection, numbers: Iterable[int]) -> dict[int, str]:
     """Returns: Of each of the batches: `going on`, `paused`, or `ending`: nothing more of it is to be sent."""
-    ends = or_(batches.c.status != "in_progress", batches.c.ending.is_not(None))
-    state = case((ends, "ending"), (_is_paused(), "paused"), else_="going on")
+    state = case((~is_going_on(), "ending"), (is_paused(), "paused"), else_="going on")
     query = select(batches.c.number, state).where(batches.c.number.in_(list(numbers)))
     return {row[0]: row[1] for row in connection.execute(query)}
 
@@ -196,7 +195,12 @@ def _is_mine(me: str, number: int) -> ColumnElement[bool]:
     return and_(batches.c.number == number, batches.c.runner == me)
 
 
-def _is_paused() -> ColumnElement[bool]:
+def is_going_on() -> ColumnElement[bool]:
+    """Returns: The condition that lines of a batch may be sent, unless it is paused."""
+    return and_(batches.c.status == "in_progress", batches.c.ending.is_(None))
+
+
+def is_paused() -> ColumnElement[bool]:
     return and_(batches.c.paused_until.is_not(None), batches.c.paused_until > now())
 
 
@@ -205,8 +209,4 @@ def _is_running() -> ColumnElement[bool]:
 
 
 def _nobody_works() -> ColumnElement[bool]:
-    return ~exists().where(slices.c.batch == batches.c.number, slices.c.owner.is_not(None), _is_held())
-
-
-def _is_held() -> ColumnElement[bool]:
-    return ~is_free(slices.c.owner)
+    return ~exists().where(slices.c.batch == batches.c.number, ~is_free(slices.c.owner))

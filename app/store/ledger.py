@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 
 from app.policies.turns import Candidate, choose
+from app.store.batches import is_going_on, is_paused
 from app.store.clock import now
 from app.store.commits import Key
 from app.store.owners import is_free
@@ -72,12 +73,10 @@ def _candidates(connection: Connection, me: str, passed_over: Iterable[int]) -> 
     is_open = and_(of_it, slices.c.finished.is_(False))
     leased = select(func.count()).where(is_open, ~is_free(slices.c.owner)).scalar_subquery()
     free = select(func.count()).where(is_open, _is_to_have(me)).scalar_subquery()
-    is_paused = and_(batches.c.paused_until.is_not(None), batches.c.paused_until > now())
     query = select(batches, leased.label("leased"), free.label("free")).where(
         batches.c.cleared.is_(False),
-        batches.c.status == "in_progress",
-        batches.c.ending.is_(None),
-        ~is_paused,
+        is_going_on(),
+        ~is_paused(),
         batches.c.number.not_in(list(passed_over)),
         exists().where(is_open, _is_to_have(me)),
     )
@@ -86,8 +85,8 @@ def _candidates(connection: Connection, me: str, passed_over: Iterable[int]) -> 
 
 
 def _take(connection: Connection, me: str, batch: Mapping[str, Any], count: int) -> list[Claim]:
-    goes_on = and_(batches.c.number == batch["number"], batches.c.status == "in_progress", batches.c.ending.is_(None))
-    if connection.execute(select(batches.c.number).where(goes_on).with_for_update()).one_or_none() is None:
+    goes_on = select(batches.c.number).where(batches.c.number == batch["number"], is_going_on())
+    if connection.execute(goes_on.with_for_update()).one_or_none() is None:
         return []  # it was cancelled, or has ended, since it was looked at
     query = (
         select(slices)

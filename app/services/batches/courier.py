@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from app.errors import DeadlineError, GatewayError, InternalError
+from app.errors import GatewayError, InternalError
 from app.policies.again import Again, Pause, decide
 from app.services.batches.holding import Entry, Parcel
 from app.store.commits import Stored
@@ -156,8 +156,7 @@ def _without_reply(parcel: Parcel, entry: Entry, error: GatewayError) -> Stored:
     if error.status < 500:
         fields = reply_line(entry.custom_id, error.status, new_id("req_"), error.envelope())
     else:
-        code = "timeout" if isinstance(error, DeadlineError) else error.code or error.type
-        fields = error_line(entry.custom_id, code, error.message)
+        fields = error_line(entry.custom_id, error.cause, error.message)
     return parcel.slice.done(entry, ok=False, fields=fields)
 
 

@@ -21,7 +21,6 @@ from app.wire.batches import Create, OutputExpiry, Page, batch_object, inline_li
 from app.wire.results import new_id
 
 _HORIZONS = (100, 1_000, 10_000)  # results; the first is the speed of late
-_BLOCK_BYTES = 256 * 1024
 
 
 class Batches:
@@ -55,7 +54,7 @@ class Batches:
             file_id = asked.input_file_id or ""
             file = await self._input(caller, file_id)
         else:
-            file = await self._written(caller.name, "requests.jsonl", _blocks(inline_lines(asked)), once)
+            file = await self._written(caller.name, inline_lines(asked), once)
         return await self._added(caller, asked, file, once)
 
     async def _input(self, caller: Caller, file_id: str) -> StoredFile:
@@ -68,10 +67,10 @@ class Batches:
             raise InvalidRequestError(message, param="input_file_id")
         return file
 
-    async def _written(self, owner: str, name: str, blocks: Iterable[bytes], once: bytes | None) -> StoredFile:
-        async with self._files.making(owner, name, "batch", id_=_file_id(once)) as making:
-            for block in blocks:
-                await making.write(block)
+    async def _written(self, owner: str, lines: Iterable[bytes], once: bytes | None) -> StoredFile:
+        async with self._files.making(owner, "requests.jsonl", "batch", id_=_file_id(once)) as making:
+            for line in lines:
+                await making.write(line)
         return making.file
 
     async def _added(self, caller: Caller, asked: Create, file: StoredFile, once: bytes | None) -> dict[str, Any]:
@@ -219,16 +218,3 @@ def _id_of(line: bytes) -> str | None:
 
 def _file_id(once: bytes | None) -> str | None:
     return None if once is None else f"file-{once.hex()[:24]}"
-
-
-def _blocks(lines: Iterable[bytes]) -> Iterable[bytes]:
-    """Yields: The lines, joined to pieces worth a write."""
-    block: list[bytes] = []
-    size = 0
-    for line in lines:
-        block.append(line)
-        size += len(line)
-        if size >= _BLOCK_BYTES:
-            yield b"".join(block)
-            block, size = [], 0
-    yield b"".join(block)
