@@ -19,6 +19,7 @@ from app.settings import (
     KeySettings,
     ModelSettings,
     SimulatorSettings,
+    StreamSettings,
     UpstreamSettings,
 )
 
@@ -31,9 +32,10 @@ _GROUPS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("keys.NAME.", KeySettings),
     ("cache.", CacheSettings),
     ("batches.", BatchSettings),
+    ("streams.", StreamSettings),
     ("simulator.", SimulatorSettings),
 )
-_TABLES = {"upstreams", "models", "keys", "cache", "batches", "simulator"}
+_TABLES = {"upstreams", "models", "keys", "cache", "batches", "streams", "simulator"}
 
 
 def settings() -> Iterator[tuple[str, FieldInfo]]:

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from app.settings.features import BatchSettings, Cacheable, CacheSettings, SimulatorSettings
+from app.settings.features import BatchSettings, Cacheable, CacheSettings, SimulatorSettings, StreamSettings
 from app.settings.upstreams import ModelSettings, Strategy, UpstreamSettings
 from app.settings.values import Count, Frozen, Names, Seconds
 
@@ -21,6 +21,7 @@ __all__ = [
     "ModelSettings",
     "SimulatorSettings",
     "Strategy",
+    "StreamSettings",
     "UpstreamSettings",
     "is_loopback",
 ]
@@ -88,6 +89,7 @@ class GatewaySettings(Frozen):
     keys: dict[str, KeySettings] = Field(default_factory=dict)
     cache: CacheSettings = Field(default_factory=lambda: CacheSettings.model_validate({}))
     batches: BatchSettings = Field(default_factory=lambda: BatchSettings.model_validate({}))
+    streams: StreamSettings = Field(default_factory=lambda: StreamSettings.model_validate({}))
     simulator: SimulatorSettings = Field(default_factory=lambda: SimulatorSettings.model_validate({}))
 
     @field_validator("database_url", "files_url", mode="before")

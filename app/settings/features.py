@@ -1,4 +1,4 @@
-"""What can be set of the cache, of batches and of the simulator."""
+"""What can be set of the cache, of batches, of resumable streams and of the simulator."""
 
 from typing import Annotated, Literal
 
@@ -33,6 +33,16 @@ class BatchSettings(Frozen):
     pack_embeddings: bool = Field(True, description="embedding lines that agree share upstream calls")
     pack_inputs: int = Field(128, ge=1, le=2048, description="inputs in such a call")
     dedupe: bool = Field(False, description="identical lines share one call and its reply")
+
+
+class StreamSettings(Frozen):
+    """Streams that outlive their readers (`/v1/streams`)."""
+
+    ttl: Seconds = Field(3600, description="seconds that a stream can be read after its end")
+    max_running: int = Field(5000, ge=1, le=100_000, description="streams that run at once, in this process")
+    max_kept: Count = Field(100_000, description="streams in the storage; above it, the oldest that ended go early")
+    max_bytes: Count = Field(1024**3, description="their events in the storage, bytes; above it, likewise")
+    max_stream_bytes: Count = Field(32 * 1024**2, description="one stream's events, bytes")
 
 
 class SimulatorSettings(Frozen):

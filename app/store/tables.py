@@ -149,3 +149,69 @@ replies = Table(
     Index("replies_by_age", "expires_at", "size"),
     Index("replies_by_owner", "owner"),
 )
+
+# Many streams of one process share a shard's log, so that a group commit writes few rows. A closed one takes no more.
+shards = Table(
+    "shards",
+    metadata,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("runner", String(64), nullable=False),  # owners.id
+    Column("closed", Boolean, nullable=False, server_default=false()),
+    Index("shards_by_runner", "closed", "runner"),
+    sqlite_autoincrement=True,
+)
+
+# What a group commit adds to a shard: new events of several of its streams (store/stream_log.py).
+stream_log = Table(
+    "stream_log",
+    metadata,
+    Column("shard", _Number, primary_key=True, autoincrement=False),
+    Column("position", _Number, primary_key=True, autoincrement=False),
+    Column("size", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+# A stream that outlives its readers. Its events stand in its shard's log from `start` to `stop`, its end stands here.
+streams = Table(
+    "streams",
+    metadata,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("owner", Text, nullable=False),
+    Column("holder", String(64), nullable=False),  # the browser token that made it; empty: the key itself
+    Column("token", LargeBinary(32), nullable=False),  # SHA-256 of what opens this stream only
+    Column("url", String(64), nullable=False),
+    Column("model", Text),
+    Column("shard", _Number, nullable=False),
+    Column("start", _Number, nullable=False),
+    Column("stop", _Number),
+    Column("status", String(16), nullable=False),
+    Column("cancelling", Boolean, nullable=False, server_default=false()),
+    Column("events", Integer),  # how many; null: it goes on, or its server died
+    Column("error", Text),  # the envelope it ended with
+    Column("timing", JSON),
+    Column("created_at", _Seconds, nullable=False),
+    Column("ended_at", _Seconds),
+    Column("expires_at", _Seconds, nullable=False),
+    Index("streams_by_shard", "shard", "start"),
+    Index("streams_by_age", "status", "expires_at"),
+    sqlite_autoincrement=True,
+)
+
+# Browser tokens with a number of requests, until they expire.
+browser_tokens = Table(
+    "browser_tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("remaining", Integer, nullable=False),
+    Column("expires_at", _Seconds, nullable=False),
+    Index("browser_tokens_by_age", "expires_at"),
+)
+
+# What all replicas must know alike, drawn at random by the first one.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)

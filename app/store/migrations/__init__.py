@@ -6,7 +6,7 @@ from sqlalchemy import Connection, inspect, text
 
 from app.errors import StorageError
 
-HEAD = "0001"
+HEAD = "0002"
 _LOCK = 0x51_1C_E6_A7  # any number, as long as every replica takes the same
 
 
