@@ -66,6 +66,12 @@ class AuthenticationError(GatewayError):
     status, type, code, should_retry = 401, "authentication_error", "invalid_api_key", False
 
 
+class TokenExpiredError(AuthenticationError):
+    """A browser token whose time is over."""
+
+    code = "token_expired"
+
+
 class PermissionDeniedError(GatewayError):
     status, type, should_retry = 403, "permission_error", False
 
@@ -100,6 +106,24 @@ class ConflictError(GatewayError):
     status, type, should_retry = 409, "conflict_error", False
 
 
+class StreamCancelledError(GatewayError):
+    """Its maker ended the stream."""
+
+    status, type, code, should_retry = 409, "conflict_error", "cancelled", False
+
+
+class StreamTooLargeError(GatewayError):
+    """More events than may be kept."""
+
+    status, type, code, should_retry = 502, "upstream_error", "stream_too_large", False
+
+
+class ServerLostError(GatewayError):
+    """The process that ran the stream is gone, and its upstream call with it."""
+
+    status, type, code, should_retry = 502, "internal_error", "server_lost", True
+
+
 class BodyTooLargeError(GatewayError):
     status, type, code, should_retry = 413, "invalid_request_error", "body_too_large", False
 
@@ -112,6 +136,12 @@ class RateLimitError(GatewayError):
     """The upstream's limits leave no place for the call before its deadline."""
 
     status, type, code, should_retry = 429, "rate_limit_error", "rate_limit_exceeded", True
+
+
+class QuotaSpentError(GatewayError):
+    """A browser token's number of requests is used up. OpenAI's own word for it, which no client tries again."""
+
+    status, type, code, should_retry = 429, "insufficient_quota", "insufficient_quota", False
 
 
 class ClientHungUpError(GatewayError):

@@ -10,7 +10,17 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import config
-from app.http import batch_routes, fanout_routes, file_routes, handlers, openai_routes, openapi, ops_routes
+from app.http import (
+    batch_routes,
+    browser_routes,
+    fanout_routes,
+    file_routes,
+    handlers,
+    openai_routes,
+    openapi,
+    ops_routes,
+    stream_routes,
+)
 from app.http.context import Gateway
 from app.http.idempotency import Idempotency
 from app.http.middleware import Edge
@@ -55,11 +65,15 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     app.include_router(fanout_routes.router(), prefix="/v1")
     app.include_router(file_routes.router(), prefix="/v1")
     app.include_router(batch_routes.router(), prefix="/v1")
+    app.include_router(browser_routes.router(), prefix="/v1")
+    app.include_router(stream_routes.router(), prefix="/v1")
     app.include_router(ops_routes.router())
     app.include_router(openai_routes.router(), include_in_schema=False)
     app.include_router(fanout_routes.router(), include_in_schema=False)
     app.include_router(file_routes.router(), include_in_schema=False)
     app.include_router(batch_routes.router(), include_in_schema=False)
+    app.include_router(browser_routes.router(), include_in_schema=False)
+    app.include_router(stream_routes.router(), include_in_schema=False)
     app.add_middleware(Idempotency)
     app.add_middleware(Edge)
     if chosen.cors_origins:  # outermost, so that even the answer to a bug can be read by a page

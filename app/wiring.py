@@ -3,25 +3,30 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from app.config import ConfigError
-from app.errors import StorageError
+from app.errors import DrainingError, StorageError
 from app.http.context import Gateway
 from app.http.drain import Drain
+from app.http.incoming import until_the_drain_is_over
 from app.policies.retry import RetryPolicy
 from app.policies.routing import Router
 from app.services.batches.jobs import Jobs
 from app.services.batches.submission import Batches
 from app.services.batches.worker import Worker
+from app.services.browser_tokens import BrowserTokens
 from app.services.cache import Cache
 from app.services.embeddings import Splitter
 from app.services.files import Files
 from app.services.idempotency import StoredReplies
 from app.services.keys import Keyring
+from app.services.streams.service import Streams
 from app.settings import GatewaySettings
 from app.simulator import server as simulator
+from app.store import browser_tokens
 from app.store.blobs import Blobs, open_blobs
 from app.store.database import Database, StorageInUseError
 from app.store.owners import Owner
@@ -64,18 +69,22 @@ async def running_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         most, ttl = settings.idempotency_max_bytes, settings.idempotency_ttl
         idempotency = StoredReplies(storage.database, storage.owner, most, ttl)
         cleanup.push_async_callback(idempotency.aclose)
+        keyring = Keyring(settings.keys)
+        signing = await storage.database.run(browser_tokens.secret, "browser_tokens", secrets.token_bytes(32))
         yield Gateway(
             settings=settings,
             stack=calls.stack,
             cache=calls.cache,
             idempotency=idempotency,
             catalog=calls.catalog,
-            keyring=Keyring(settings.keys),
+            keyring=keyring,
             uptime=Uptime(),
             drain=drain,
             files=storage.files,
             batches=Batches(storage.database, storage.files, settings.batches, worker, ttl),
             worker=worker,
+            browser_tokens=BrowserTokens(storage.database, signing, keyring),
+            streams=await cleanup.enter_async_context(_running_streams(settings, storage, drain)),
         )
 
 
@@ -132,6 +141,29 @@ async def _running_worker(
             yield worker
     finally:
         await worker.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _running_streams(settings: GatewaySettings, storage: Storage, drain: Drain) -> AsyncIterator[Streams]:
+    """The drain waits for them; those that still run at its end are told so in their last event."""
+    streams = Streams(storage.database, storage.owner, settings.streams)
+
+    async def wait_for_them() -> None:
+        await drain.began.wait()
+        with drain.call():
+            try:
+                async with until_the_drain_is_over(drain):
+                    await streams.idle()
+            except DrainingError as error:
+                await streams.stop_all(error)
+                await streams.idle()
+
+    await streams.start()
+    try:
+        async with _until_the_end(asyncio.create_task(wait_for_them(), name="stream drain")):
+            yield streams
+    finally:
+        await streams.aclose()
 
 
 @contextlib.asynccontextmanager

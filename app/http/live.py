@@ -24,6 +24,10 @@ from app.http.context import CallRecord, Gateway
 from app.wire.sse import PING, event
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+_LINES = "application/x-ndjson"
+# a compressing proxy would hold pieces back until it has enough of them; buffering is switched off by sse-starlette
+_AS_IT_COMES = {"cache-control": "no-store, no-transform"}
+_FAREWELL_SECONDS = 1.0  # less than the drain waits for last words
 PIECE = 256 * 1024  # of a whole body: what is larger goes out in several, so that a reader who does not read is noticed
 
 
@@ -44,6 +48,7 @@ class LiveResponse(EventSourceResponse):
     source: Yields what is to be sent, each piece at once.
     record: For the access log: a hang-up is a 499.
     gone: Awaits the client's hang-up, where something else reads `receive`.
+    resumable: At the end of the drain it has a moment to end by itself, and is else left open: its reader comes back.
     """
 
     def __init__(
@@ -56,12 +61,14 @@ class LiveResponse(EventSourceResponse):
         headers: Mapping[str, str] | None = None,
         media_type: str = EVENT_STREAM,
         gone: Callable[[], Awaitable[None]] | None = None,
+        resumable: bool = False,
     ) -> None:
         settings = gateway.settings
+        trickles = media_type.startswith(("text/event-stream", _LINES))
         super().__init__(
             source,
             status,
-            headers,
+            {**(headers or {}), **(_AS_IT_COMES if trickles else {})},
             media_type,
             ping=0,  # the watch pings, and only breaks silence
             sep="\n",
@@ -70,6 +77,7 @@ class LiveResponse(EventSourceResponse):
         self._source = source
         self._record = record
         self._gone = gone
+        self._resumable = resumable
         self._is_events = media_type.startswith("text/event-stream")
         self._drain = gateway.drain
         self._silence = settings.ping_interval
@@ -105,7 +113,7 @@ class LiveResponse(EventSourceResponse):
             async for piece in self.body_iterator:
                 await self._send(cast("bytes", piece))
         self._failure = None
-        if self._stop.cancelled_caught:
+        if self._stop.cancelled_caught and not self._resumable:
             draining = self._drain.error()
             self._record.error = draining.code or draining.type
             if not self._is_events:
@@ -137,6 +145,8 @@ class LiveResponse(EventSourceResponse):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._drain.over.wait()
+        if self._resumable:
+            await anyio.sleep(_FAREWELL_SECONDS)
         self._stop.cancel()
         await anyio.sleep_forever()  # the stream ends itself now, with its error event
 

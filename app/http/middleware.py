@@ -17,7 +17,7 @@ from app.wire.results import new_id
 log = logging.getLogger("sluicegate")
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _QUIET = frozenset({"/livez", "/readyz"})
-_OPERATIONS = _QUIET | {"/", "/status", "/docs", "/openapi.json"}
+_OPERATIONS = _QUIET | {"/", "/status", "/docs", "/openapi.json", "/client.js"}
 
 
 class Edge:
@@ -68,12 +68,18 @@ class Edge:
         gateway: Gateway | None = scope["state"].get("gateway")
         if gateway is None or scope["path"] in _OPERATIONS:
             await self._app(scope, receive, send)
-        elif gateway.drain.started:
+        elif gateway.drain.started and not _is_reading(scope):
             scope["state"]["record"].error = DrainingError.code
             await answer(gateway.drain.error(), send)
         else:
             with gateway.drain.call():
                 await self._app(scope, receive, send)
+
+
+def _is_reading(scope: Scope) -> bool:
+    """Whether it is about a stream that runs already: its reader may come back while the server drains."""
+    path: str = scope["path"]
+    return scope["method"] != "POST" and path.removeprefix("/v1").startswith("/streams/")
 
 
 def _request_id(scope: Scope) -> str:

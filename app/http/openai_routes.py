@@ -9,25 +9,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.errors import GatewayError, ModelNotFoundError, NotFoundError
-from app.http.context import CallerDep, caller, gateway, record
-from app.http.incoming import (
-    HangUpWatch,
-    cache_of,
-    lane_of,
-    read_body,
-    timeout_of,
-    unless_hung_up,
-    until_gone,
-)
+from app.http.calls import call_of
+from app.http.context import BrowserCallerDep, caller, gateway, key_holder, record
+from app.http.incoming import HangUpWatch, read_body, unless_hung_up, until_gone
 from app.http.live import PIECE, LiveResponse, Pieces
 from app.http.openapi import describe
-from app.services.keys import Caller
 from app.services.relay import StreamRelay
 from app.upstream.types import Call, Reply
 from app.wire.endpoints import ENDPOINTS, Endpoint
-from app.wire.request import peek, unambiguous
 
-_FORWARDED = ("openai-beta", "traceparent", "tracestate")
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,255}")
 
 
@@ -48,44 +38,25 @@ def router() -> APIRouter:
 
 
 def _handler(endpoint: Endpoint) -> Callable[..., Awaitable[Response]]:
+    whoever_may = caller if _serves_pages(endpoint) else key_holder
+
     async def relay(request: Request) -> Response:
         # asked for without a dependency: on this path FastAPI's way to the same function costs more than the function
-        call = await _read_call(endpoint, request, await caller(request))
+        who = await whoever_may(request)
+        running = gateway(request)
+        call = call_of(request, who, endpoint, _path(endpoint, request), await read_body(request, running))
+        await running.browser_tokens.spend(who, 1)
         if call.stream:
             return await _stream(request, call)
-        running = gateway(request)
         reply = await unless_hung_up(until_gone(request.receive), running.drain, running.cache.call(call))
         return _response(request, reply)
 
     return relay
 
 
-async def _read_call(endpoint: Endpoint, request: Request, who: Caller) -> Call:
-    body = await read_body(request, gateway(request))
-    headers = request.headers
-    content_type = headers.get("content-type", "application/json")
-    wanted = peek(endpoint, body, content_type)
-    seen = record(request)
-    seen.model = wanted.model or ""
-    if endpoint.model != "none":  # a stored response is found by its id, which only its maker knows
-        who.check(wanted.model)
-    if who.models is not None and endpoint.body == "json":
-        body = unambiguous(body)
-    return Call(
-        endpoint,
-        _path(endpoint, request),
-        body if endpoint.body != "none" else b"",
-        content_type if endpoint.body == "multipart" else "application/json",
-        wanted.model,
-        wanted.stream or (endpoint.streams_by_query and request.query_params.get("stream") == "true"),
-        {name: headers[name] for name in _FORWARDED if headers.get(name, "\x80").isascii()},
-        timeout_of(request),
-        caller=who.name,
-        lane=lane_of(request, "interactive"),
-        most_output=wanted.most_output,
-        cache=cache_of(request),
-        trace=seen.trace,
-    )
+def _serves_pages(endpoint: Endpoint) -> bool:
+    """Whether a browser token is enough: not to reach what is stored upstream, whoever stored it."""
+    return endpoint.method == "POST" and endpoint.model != "none"
 
 
 def _path(endpoint: Endpoint, request: Request) -> str:
@@ -140,13 +111,13 @@ def _response(request: Request, reply: Reply) -> Response:
     return Response(reply.body, reply.status, headers)
 
 
-async def list_models(request: Request, who: CallerDep) -> Response:
+async def list_models(request: Request, who: BrowserCallerDep) -> Response:
     """Aliases and the upstreams' models; what an upstream lists is looked up in the background."""
     models = gateway(request).catalog.models(who.models)
     return _json({"object": "list", "data": list(models.values())})
 
 
-async def get_model(name: str, request: Request, who: CallerDep) -> Response:
+async def get_model(name: str, request: Request, who: BrowserCallerDep) -> Response:
     """One model of the list."""
     models = gateway(request).catalog.models(who.models)
     if name not in models:

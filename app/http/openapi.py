@@ -41,6 +41,16 @@ BATCH_EXAMPLE: dict[str, Any] = {
     "requests": [{"custom_id": "a", "body": {"model": _MODEL, "messages": _MESSAGES}}],
     "metadata": {"job": "greetings"},
 }
+BROWSER_TOKEN_EXAMPLE: dict[str, Any] = {
+    "ttl_seconds": 600,
+    "models": [_MODEL],
+    "max_requests": 20,
+    "origins": ["https://app.example"],
+}
+STREAM_EXAMPLE: dict[str, Any] = {
+    "url": "/v1/chat/completions",
+    "body": {"model": _MODEL, "messages": _MESSAGES},
+}
 
 
 def describe(endpoint: Endpoint) -> dict[str, Any]:

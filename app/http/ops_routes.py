@@ -53,7 +53,8 @@ async def status(request: Request, _: CallerDep) -> JSONResponse:
     }
     process = {"uptime_seconds": running.uptime.seconds(), "tasks": len(asyncio.all_tasks())}
     parts = {"upstreams": upstreams, "cache": running.cache.snapshot(), "batches": await _batches(running)}
-    return JSONResponse({**process, **_notice(running), **parts})
+    streams = {"streams": running.streams.snapshot_all()}
+    return JSONResponse({**process, **_notice(running), **parts, **streams})
 
 
 async def _batches(running: Gateway) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from app.errors import AuthenticationError, PermissionDeniedError
@@ -14,10 +14,16 @@ class Caller:
     """Attributes:
     name: The key's name in the settings.
     models: The public model names it may ask for; None: all.
+    holder: The id of the browser token that calls in the key's name; empty: the key itself.
+    origins: Of the pages that may hold that token; None: any.
+    is_counted: Whether the token is for a number of requests (`BrowserTokens.spend`).
     """
 
     name: str
     models: frozenset[str] | None = None
+    holder: str = ""
+    origins: frozenset[str] | None = None
+    is_counted: bool = False
 
     def check(self, model: str | None) -> None:
         """Raises: PermissionDeniedError: The key may not use this model."""
@@ -42,6 +48,10 @@ class Keyring:
     def is_open(self) -> bool:
         """Whether everybody may call."""
         return not self._callers
+
+    def makers(self) -> Iterator[tuple[bytes, Caller]]:
+        """Yields: Who can make browser tokens, each with the digest of his key; without keys, anyone, with none."""
+        yield from self._callers or [(b"", ANYONE)]
 
     def identify(self, authorization: str | None) -> Caller:
         """Args: authorization: The request header `Authorization`.

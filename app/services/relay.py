@@ -21,9 +21,13 @@ class StreamRelay:
 
     Args:
         on_error: Told of the error that the client is told in an event.
+
+    Attributes:
+        failed: The events that were yielded last end in that error event.
     """
 
     def __init__(self, stack: CallStack, call: Call, on_error: Callable[[GatewayError], None]) -> None:
+        self.failed = False
         self._on_error = on_error
         self.task = asyncio.create_task(stack.call(call), name=f"stream {call.path}")
         self._late = False
@@ -45,19 +49,24 @@ class StreamRelay:
         try:
             reply = await self.task
             if reply.events is None:
-                self._on_error(UpstreamError(f"the upstream answered {reply.status} after the headers had gone out"))
+                self._fail(UpstreamError(f"the upstream answered {reply.status} after the headers had gone out"))
                 yield event(_error_data(reply.body))
                 return
             async for events in reply.events:
+                if reply.events.reader.error is not None:  # it is among them, in the upstream's own words
+                    self._fail(UpstreamError("the upstream ended its stream with an error event"))
                 yield events
-            if reply.events.reader.error is not None:  # the client has it already, in the upstream's own words
-                self._on_error(UpstreamError("the upstream ended its stream with an error event"))
         except GatewayError as error:
-            self._on_error(error)
+            self._fail(error)
             yield event(error.envelope())
         except Exception:
             log.exception("bug in a stream")
+            self.failed = True
             yield event(InternalError("an internal error; the service's log has it").envelope())
+
+    def _fail(self, error: GatewayError) -> None:
+        self.failed = True
+        self._on_error(error)
 
     async def aclose(self, failure: BaseException | None = None) -> None:
         """Cancels what still runs and gives everything back. May be called twice."""

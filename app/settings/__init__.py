@@ -52,6 +52,9 @@ class KeySettings(Frozen):
         if self.key is not None and not self.key.get_secret_value():
             msg = "key is empty"
             raise ValueError(msg)
+        if self.key is not None and self.key.get_secret_value().startswith("sgb_"):
+            msg = "key: sgb_ is how browser tokens begin; choose another"
+            raise ValueError(msg)
         return self
 
 

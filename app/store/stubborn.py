@@ -19,13 +19,15 @@ _AGAIN_SECONDS = 0.5
 class Stubborn:
     """A database that is asked until it answers.
 
+    Args: what: Waits for it meanwhile, for the log.
     Attributes:
         trouble: Why it does not right now.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, what: str) -> None:
         self.trouble: StorageError | None = None
         self._database = database
+        self._what = what
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `Database.run`, but raises no StorageError. `work` may run twice: its first answer may have been lost."""
@@ -34,11 +36,11 @@ class Stubborn:
                 done = await self._database.run(work, *args, **kwargs)
             except StorageError as error:
                 if self.trouble is None or self.trouble.code != error.code:
-                    log.warning("batches wait: %s", error.message)
+                    log.warning("%s wait: %s", self._what, error.message)
                 self.trouble = error
                 await asyncio.sleep(_AGAIN_SECONDS)
             else:
                 if self.trouble is not None:
-                    log.warning("batches go on")
+                    log.warning("%s go on", self._what)
                     self.trouble = None
                 return done

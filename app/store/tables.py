@@ -169,6 +169,7 @@ stream_log = Table(
     Column("position", _Number, primary_key=True, autoincrement=False),
     Column("size", Integer, nullable=False),
     Column("data", LargeBinary, nullable=False),
+    Index("stream_log_by_size", "size"),  # adds them up without reading the data
 )
 
 # A stream that outlives its readers. Its events stand in its shard's log from `start` to `stop`, its end stands here.

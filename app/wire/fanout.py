@@ -9,7 +9,7 @@ from msgspec import Meta, Raw
 
 from app.errors import InvalidRequestError
 from app.wire.endpoints import BY_PATH, FANOUT_PATHS, Endpoint
-from app.wire.parsing import decode
+from app.wire.parsing import decode, within
 from app.wire.request import Peek, peek
 
 _CHECKED_IDS = 250_000  # of a stream without end, duplicates are looked for among this many
@@ -126,10 +126,8 @@ class ItemReader:
 
     def _unit(self, endpoint: Endpoint, fields: Fields, model: str | None, where: str) -> Unit:
         looked_at = {name: Raw(b"0") if name == "prompt" else fields[name] for name in _PEEKED if name in fields}
-        try:
+        with within(_at(where, "body")):
             seen = peek(endpoint, msgspec.json.encode(looked_at))
-        except InvalidRequestError as error:
-            raise InvalidRequestError(error.message, param=_at(where, "body", error.param)) from None
         if seen.stream and not self._streams:
             message = "stream: true needs the request header Accept: text/event-stream"
             raise InvalidRequestError(message, param=_at(where, "body", "stream"))

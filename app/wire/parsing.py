@@ -1,6 +1,8 @@
 """JSON in, errors out that name the field. msgspec reads only what is asked for: unknown fields cost no memory."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import TypeVar
 
 import msgspec
@@ -35,6 +37,16 @@ def decode(decoder: msgspec.json.Decoder[T], data: bytes, where: str = "") -> T:
     except RecursionError:
         raise InvalidRequestError("the JSON is nested too deeply", param=where or None) from None
     return value
+
+
+@contextlib.contextmanager
+def within(where: str) -> Iterator[None]:
+    """What is wrong inside is wrong at a place in the request: its field is named from there."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        param = f"{where}.{error.param}" if error.param else where
+        raise InvalidRequestError(error.message, param=param) from None
 
 
 def _param(message: str, where: str) -> str | None:

@@ -138,7 +138,7 @@ class EventReader:
             return event
         lines = event.split(b"\n")
         kept = [line for line in lines if line and not line.startswith(_NOT_FOR_SDKS)]
-        data = _data_of(kept)
+        data = data_of(kept)
         if data is not None:
             self._payload(data)
         elif not all(line.startswith(b":") for line in kept):
@@ -148,7 +148,7 @@ class EventReader:
         return event if kept == lines else b"\n".join(kept)
 
     def _payload(self, payload: bytes) -> None:
-        if _is_done(payload):
+        if is_done(payload):
             self.done = self.started = True
             return
         chunk = _decoded(payload)
@@ -190,17 +190,18 @@ def payloads(events: bytes) -> list[bytes]:
     """Returns: The data of each JSON event in a block of framed events; `[DONE]` and comments are left out."""
     found = []
     for one in events.split(b"\n\n"):
-        data = _data_of(one.split(b"\n"))
-        if data is not None and not _is_done(data):
+        data = data_of(one.split(b"\n"))
+        if data is not None and not is_done(data):
             found.append(data)
     return found
 
 
-def _data_of(lines: list[bytes]) -> bytes | None:
+def data_of(lines: list[bytes]) -> bytes | None:
     """Returns: An event's data, its lines joined; None: it has none."""
     data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
     return b"\n".join(data) if data else None
 
 
-def _is_done(data: bytes) -> bool:
+def is_done(data: bytes) -> bool:
+    """Whether an event's data is the end marker."""
     return data.strip() == b"[DONE]"

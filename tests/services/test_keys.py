@@ -81,3 +81,20 @@ def test_a_key_with_an_empty_list_may_ask_for_none() -> None:
     caller = Keyring({"none": key(key="sk", models=[])}).identify("Bearer sk")
     with pytest.raises(PermissionDeniedError):
         caller.check("fast")
+
+
+def test_each_key_makes_browser_tokens_under_its_own_digest(ring: Keyring) -> None:
+    makers = {caller.name: digest for digest, caller in ring.makers()}
+    assert makers == {
+        "plain": hashlib.sha256(b"sk-plain").digest(),
+        "hashed": hashlib.sha256(SECRET.encode()).digest(),
+    }
+
+
+def test_without_keys_anyone_makes_browser_tokens_under_none() -> None:
+    assert list(Keyring({}).makers()) == [(b"", ANYONE)]
+
+
+def test_a_key_holds_no_browser_token(ring: Keyring) -> None:
+    caller = ring.identify("Bearer sk-plain")
+    assert (caller.holder, caller.origins, caller.is_counted) == ("", None, False)

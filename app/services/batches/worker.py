@@ -49,7 +49,7 @@ class Worker:
         settings: BatchSettings,
     ) -> None:
         self._database = database
-        self._stubborn = Stubborn(database)
+        self._stubborn = Stubborn(database, "batches")
         self._me = owner.id
         self._jobs = jobs
         self._settings = settings

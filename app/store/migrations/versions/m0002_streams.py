@@ -34,6 +34,7 @@ def _shards() -> None:
         sa.Column("data", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("shard", "position"),
     )
+    op.create_index("stream_log_by_size", "stream_log", ["size"], unique=False)
 
 
 def _streams() -> None:
