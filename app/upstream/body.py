@@ -178,7 +178,7 @@ class Events(Body):
             patience = min(patience, _AFTER_THE_LAST_SECONDS)
         try:
             data = await self.piece(patience, late)
-        except (UpstreamCutError, IdleTimeoutError):
+        except (UpstreamCutError, UpstreamMalformedError, IdleTimeoutError):
             if not self.reader.complete:
                 raise
             self._failure = None

@@ -41,7 +41,7 @@ class EventReader:
         done: `[DONE]` has been read; whatever follows it is dropped.
         error: The error object (JSON) of an upstream's own error event, which ends the stream.
         complete: An event of a terminal type has been read.
-        flaw: Something that is no event has been read; what came before it has been handed out.
+        flaw: Something that is no event has been read before all was said; what came before it has been handed out.
     """
 
     def __init__(self, terminals: frozenset[str] = frozenset()) -> None:
@@ -123,8 +123,12 @@ class EventReader:
             try:
                 clean = self._event(event)
             except MalformedEventError as flaw:
-                self.flaw = flaw
                 changed = True
+                if not self.complete:
+                    self.flaw = flaw
+                else:  # all has been said: what comes after it is left out
+                    self.done = True
+                    kept.append(DONE[:-2])
                 break
             changed |= clean is not event
             if clean:
