@@ -8,7 +8,7 @@ from typing import Any
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import DrainingError, GatewayError, InternalError
+from app.errors import DrainingError, GatewayError, InternalError, NotFoundError
 from app.http.context import CallRecord, Gateway
 from app.http.live import ReplyCutError
 from app.telemetry import access_log
@@ -68,6 +68,8 @@ class Edge:
         gateway: Gateway | None = scope["state"].get("gateway")
         if gateway is None or scope["path"] in _OPERATIONS:
             await self._app(scope, receive, send)
+        elif "\0" in scope["path"]:  # in no id, and PostgreSQL's texts cannot hold it
+            await answer(NotFoundError("there is nothing under this path"), send)
         elif gateway.drain.started and not _is_reading(scope):
             scope["state"]["record"].error = DrainingError.code
             await answer(gateway.drain.error(), send)

@@ -1,9 +1,9 @@
 """`/v1/streams`: calls that run on without their readers, who come back and go on where they were cut."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -51,6 +51,7 @@ async def create(request: Request, who: BrowserCallerDep) -> Response:
     else:
         call, calls = call_of(request, who, asked.endpoint, asked.path, asked.body), 1
         make = partial(StreamRelay, running.stack, call, _passed_on)
+    running.streams.check_room()  # before anything is spent
     await running.browser_tokens.spend(who, calls)
     seen = record(request)
     made = await running.streams.create(
@@ -151,4 +152,5 @@ def _hold(request: Request) -> float | None:
 
 
 def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+    body = json.dumps(value, separators=(",", ":"))  # not msgspec: half an emoji of an upstream's may stand in it
+    return Response(body, status, headers, media_type="application/json")

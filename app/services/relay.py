@@ -79,7 +79,8 @@ class StreamRelay:
 
 def _error_data(body: bytes) -> bytes:
     """An error reply as one event's data, for clients to which a 200 has already gone out."""
-    with contextlib.suppress(msgspec.MsgspecError):
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+        body.decode()  # msgspec does not look into what it passes on
         if "error" in msgspec.json.decode(body, type=dict[str, msgspec.Raw]):
             return one_line(body)
     kind = UpstreamMalformedError

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Row, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.store.clock import now
-from app.store.streams import RUNS, Stream
-from app.store.tables import shards, stream_log, streams
+from app.store.streams import RUNS, Stream, still_open
+from app.store.tables import stream_log, streams
 
 _ROWS = 64
 
@@ -69,8 +69,7 @@ def append(connection: Connection, records: list[Record], ends: list[End]) -> se
     Returns: Shards that have been closed by others: nothing was written for them.
     """
     wanted = {record.shard for record in records} | {end.shard for end in ends}
-    ours = select(shards.c.number).where(shards.c.number.in_(wanted), ~shards.c.closed)
-    held = set(connection.scalars(ours.with_for_update(read=True)))
+    held = still_open(connection, wanted)
     rows = [_row(record) for record in records if record.shard in held]
     if rows:
         adding = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert

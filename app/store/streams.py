@@ -4,13 +4,14 @@ A shard is what a process holds of the log. Whoever finds its process dead close
 there that they failed; whatever the process still writes into it afterwards is refused.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
 
 from app.errors import ServerLostError
 from app.store.clock import now
-from app.store.owners import is_free
+from app.store.owners import NotOursError, is_free
 from app.store.tables import shards, stream_log, streams
 
 RUNS = "in_progress"
@@ -44,14 +45,28 @@ def open_shard(connection: Connection, runner: str) -> int:
 
 def create(connection: Connection, new: New, shard: int, start: int, ttl: float) -> Created:
     """Args:
-    shard: Whose log will hold its events.
-    start: The first position there that can hold some.
-    ttl: Seconds that it lives at least.
+        shard: Whose log will hold its events.
+        start: The first position there that can hold some.
+        ttl: Seconds that it lives at least.
+    Raises: NotOursError: The shard has been closed.
     """
+    if not still_open(connection, {shard}):
+        raise NotOursError
     row = {**new._asdict(), "shard": shard, "start": start, "status": RUNS}
     adding = insert(streams).values(**row, created_at=now(), expires_at=now() + ttl)
     made = connection.execute(adding.returning(streams.c.number, streams.c.created_at, streams.c.expires_at)).one()
     return Created(made.number, made.created_at, made.expires_at)
+
+
+def still_open(connection: Connection, wanted: Collection[int]) -> set[int]:
+    """Returns: The shards that nobody has closed, nor will before this transaction ends."""
+    held = select(shards.c.number).where(shards.c.number.in_(wanted), ~shards.c.closed)
+    return set(connection.scalars(held.with_for_update(read=True)))
+
+
+def undo(connection: Connection, stream_id: str) -> None:
+    """Nobody knows of it, nor ever will."""
+    connection.execute(delete(streams).where(streams.c.id == stream_id))
 
 
 def find(connection: Connection, stream_id: str) -> Stream | None:
@@ -78,8 +93,17 @@ def close_dead(connection: Connection, ttl: float) -> int:
 
     Args: ttl: Seconds that these can still be read.
     """
-    dead = update(shards).where(~shards.c.closed, is_free(shards.c.runner)).values(closed=True)
-    closed = list(connection.scalars(dead.returning(shards.c.number)))
+    return _close(connection, is_free(shards.c.runner), ttl)
+
+
+def give_up(connection: Connection, held: Collection[int], ttl: float) -> int:
+    """As `close_dead`, of shards that their own process can no longer write to."""
+    return _close(connection, shards.c.number.in_(held), ttl)
+
+
+def _close(connection: Connection, which: ColumnElement[bool], ttl: float) -> int:
+    closing = update(shards).where(~shards.c.closed, which).values(closed=True)
+    closed = list(connection.scalars(closing.returning(shards.c.number)))
     if not closed:
         return 0
     last = select(func.max(stream_log.c.position)).where(stream_log.c.shard == streams.c.shard).scalar_subquery()

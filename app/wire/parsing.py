@@ -1,9 +1,11 @@
 """JSON in, errors out that name the field. msgspec reads only what is asked for: unknown fields cost no memory."""
 
 import contextlib
+import json
+import math
 import re
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -47,6 +49,28 @@ def within(where: str) -> Iterator[None]:
     except InvalidRequestError as error:
         param = f"{where}.{error.param}" if error.param else where
         raise InvalidRequestError(error.message, param=param) from None
+
+
+def loose(text: str | bytes) -> Any:
+    """Parses JSON as clients do: half an emoji may stand in it. A number that is too large becomes null.
+
+    Raises: ValueError, RecursionError: It is none.
+    """
+    return json.loads(text, parse_float=_finite, parse_constant=_nothing)
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _nothing(_: str) -> None:
+    """`NaN`, `Infinity`: not JSON, but some write it."""
+
+
+def sound(value: object) -> bytes:
+    """Returns: Parsed JSON as text that every reader takes: half an emoji becomes a question mark."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 def _param(message: str, where: str) -> str | None:

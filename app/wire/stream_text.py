@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from app.wire.parsing import loose, sound
+
 
 class Said(NamedTuple):
     """Attributes: usage: As the upstream counts it; None: it has not said so (yet)."""
@@ -19,11 +21,11 @@ def said(payloads: Iterable[bytes]) -> Said:
     usage: dict[str, Any] | None = None
     for payload in payloads:
         with contextlib.suppress(ValueError, RecursionError):  # a number of 5,000 digits, say
-            chunk = json.loads(payload)  # not msgspec: half an emoji may stand in it
+            chunk = loose(payload)  # not msgspec: half an emoji may stand in it
             if isinstance(chunk, dict):
                 parts.append(_text(chunk))
                 usage = _usage(chunk) or usage
-    return Said(_whole("".join(parts)), usage)
+    return Said(_whole("".join(parts)), None if usage is None else json.loads(sound(usage)))
 
 
 def _text(chunk: dict[str, Any]) -> str:

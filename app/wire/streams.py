@@ -6,10 +6,10 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw
 
-from app.errors import InvalidRequestError
+from app.errors import InvalidRequestError, UpstreamMalformedError
 from app.wire.endpoints import BY_PATH, CHAT, COMPLETIONS, RESPONSES, Endpoint
 from app.wire.jsonl import one_line
-from app.wire.parsing import decode, within
+from app.wire.parsing import decode, loose, sound, within
 from app.wire.request import peek
 from app.wire.sse import data_of, is_done
 
@@ -81,17 +81,13 @@ def numbered(events: bytes, last: int, *, names: bool) -> tuple[bytes, int]:
 def without_error(events: bytes) -> tuple[bytes, bytes]:
     """Takes the error event that ends a stream off its last events. Returns: The others; the error's envelope."""
     before, _, last = events[:-2].rpartition(b"\n\n")
-    data = one_line(data_of(last.split(b"\n")) or b"{}")
-    if b'"error"' not in data or "error" not in _object(data):  # a responses stream's error is the event itself
-        data = b'{"error":%b}' % data
-    return (before + b"\n\n" if before else b""), data
-
-
-def _object(data: bytes) -> dict[str, Raw]:
     try:
-        return msgspec.json.decode(data, type=dict[str, Raw])
-    except (msgspec.MsgspecError, RecursionError):
-        return {}
+        told = loose((data_of(last.split(b"\n")) or b"").decode(errors="replace"))
+        is_envelope = isinstance(told, dict) and "error" in told  # a responses stream's error is the event itself
+        envelope = sound(told if is_envelope else {"error": told})
+    except (ValueError, RecursionError):
+        envelope = UpstreamMalformedError("the upstream ended its stream with an error that cannot be read").envelope()
+    return (before + b"\n\n" if before else b""), envelope
 
 
 def ending(number: int, error: bytes | None) -> bytes:

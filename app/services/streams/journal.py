@@ -40,23 +40,30 @@ class _Commit:
 class Journal:
     """Args:
     runner: Who holds its shards (owners.id).
+    ttl: Seconds that a stream is kept after its end.
     on_ended: Told of each stream whose end is written, or never will be.
     on_lost: Told of each shard that another process has closed: this one was silent for too long.
     """
 
     def __init__(
-        self, database: Database, runner: str, on_ended: Callable[[int], None], on_lost: Callable[[int], None]
+        self,
+        database: Database,
+        runner: str,
+        ttl: float,
+        on_ended: Callable[[int], None],
+        on_lost: Callable[[int], None],
     ) -> None:
         self._database = database
         self._stubborn = Stubborn(database, "streams")
         self._runner = runner
+        self._ttl = ttl
         self._on_ended = on_ended
         self._on_lost = on_lost
         self._shards: dict[int, _Shard] = {}
         self._opening = asyncio.Lock()
         self._running = 0
         self._fresh: dict[int, Channel] = {}
-        self._ends: list[tuple[Channel, dict[str, Any], float]] = []
+        self._ends: list[tuple[Channel, dict[str, Any]]] = []
         self._work = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -101,9 +108,9 @@ class Journal:
         self._fresh[channel.number] = channel
         self._work.set()
 
-    def end(self, channel: Channel, timing: dict[str, Any], ttl: float) -> None:
-        """It has ended. Args: ttl: Seconds that it is kept."""
-        self._ends.append((channel, timing, ttl))
+    def end(self, channel: Channel, timing: dict[str, Any]) -> None:
+        """It has ended."""
+        self._ends.append((channel, timing))
         self._work.set()
 
     async def _run(self) -> None:
@@ -121,8 +128,10 @@ class Journal:
         found = _Commit()
         fresh, self._fresh = self._fresh, {}
         for channel in fresh.values():
-            part, shard = channel.take(), self._shards.get(channel.shard)
-            if part is None or shard is None:
+            if (shard := self._shards.get(channel.shard)) is None:  # lost while it was being made
+                self._on_lost(channel.shard)
+                continue
+            if (part := channel.take()) is None:
                 continue
             if (record := found.records.get(channel.shard)) is None:
                 shard.position += 1
@@ -133,30 +142,42 @@ class Journal:
         found.ends = [self._end(*one) for one in ends]
         return found
 
-    def _end(self, channel: Channel, timing: dict[str, Any], ttl: float) -> End:
+    def _end(self, channel: Channel, timing: dict[str, Any]) -> End:
         assert channel.end is not None  # noqa: S101 - it says so by coming here
         status, error = channel.end
         shard = self._shards.get(channel.shard, _Shard())
         told = None if error is None else error.decode()
-        return End(channel.number, channel.shard, shard.position, channel.last, status, told, timing, ttl)
+        return End(channel.number, channel.shard, shard.position, channel.last, status, told, timing, self._ttl)
 
     async def _commit(self, work: _Commit) -> None:
         if not (work.records or work.ends):
             return
         try:
             lost = await self._stubborn.run(stream_log.append, list(work.records.values()), work.ends)
-        except Exception:  # a bug: these streams end in an error, the others go on
+        except Exception:
             log.exception("bug while streams are written")
-            lost = set(work.records) | {end.shard for end in work.ends}
+            lost = await self._give_up({*work.records, *(end.shard for end in work.ends)})
         keep = self.share
         for channel, part, position in work.parts:
             channel.logged(part, position, keep)
         for end in work.ends:
             self.leave(end.shard)
             self._on_ended(end.number)
-        for shard in lost & set(self._shards):
-            del self._shards[shard]
-            self._on_lost(shard)
+        for shard in lost:
+            self.forget(shard)
+
+    async def _give_up(self, shards: set[int]) -> set[int]:
+        """Ends all streams of these shards: what is in the storage stays, and says that the rest is missing."""
+        try:
+            await self._stubborn.run(streams.give_up, shards, self._ttl)
+        except Exception:
+            log.exception("bug while streams are given up")
+        return shards
+
+    def forget(self, number: int) -> None:
+        """Another process has closed this shard."""
+        if self._shards.pop(number, None) is not None:
+            self._on_lost(number)
 
     async def aclose(self) -> None:
         """Writes what is left, if the storage lets it."""

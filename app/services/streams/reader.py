@@ -27,9 +27,13 @@ def end_of(row: Stream) -> int | None:
 
 
 class Pacer:
-    """How often those who read streams that run elsewhere look for more: all together not too often."""
+    """How often those who read streams that run elsewhere look for more: all together not too often.
+
+    Attributes: is_over: They are to be read elsewhere, too: this server drains.
+    """
 
     def __init__(self) -> None:
+        self.is_over = False
         self._waiting = 0
 
     async def pause(self, news: "asyncio.Future[None]") -> None:
@@ -95,13 +99,18 @@ class Reader:
         return self._stored(follow=follow) if self._channel is None else self._live(self._channel, follow=follow)
 
     async def _live(self, channel: Channel, *, follow: bool) -> AsyncGenerator[bytes, None]:
+        position = None
         while True:
             found = channel.after(self.seen, _PIECE)
             if found is None:
-                page = await self._page(channel.position_of(self.seen))
+                page = await self._page(position or channel.position_of(self.seen))
+                position = page.position + 1
+                if not page.parts and not page.more:
+                    return  # the log never got it, or has it no more: who asks again is told so
                 for events in self._joined(page.parts):
                     yield events
             elif found[1]:
+                position = None
                 self.seen = found[0]
                 yield found[1]
             elif channel.end is not None:
@@ -125,16 +134,15 @@ class Reader:
                 yield events
             if page.row is None:
                 return  # swept away meanwhile: who asks again is told so
+            if page.more and not self._is_over:
+                continue
             end = end_of(page.row)
-            if not page.more and end is not None:
-                if self.seen < end:
-                    yield ending(end, None if page.row.error is None else page.row.error.encode())
+            if not page.more and end is not None and self.seen < end:
+                yield ending(end, None if page.row.error is None else page.row.error.encode())
+            if end is not None or self._is_over or self._pacer.is_over or not follow:
                 return
-            if self._is_over or not (follow or page.more):
-                return
-            if not page.more:
-                self._news = asyncio.get_running_loop().create_future()
-                await self._pacer.pause(self._news)
+            self._news = asyncio.get_running_loop().create_future()
+            await self._pacer.pause(self._news)
 
     async def _page(self, position: int) -> Page:
         return await self._database.run(stream_log.read, self._row.number, position, self.seen, _LOG_BYTES)

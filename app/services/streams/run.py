@@ -32,25 +32,24 @@ class Run:
     """Args:
     trace: Of the call that it is; a fan-out's stays empty.
     most: Bytes of events.
-    ttl: Seconds that it is kept after its end.
     """
 
-    def __init__(self, channel: Channel, source: Source, journal: Journal, trace: Trace, most: int, ttl: float) -> None:
+    def __init__(self, channel: Channel, source: Source, journal: Journal, trace: Trace, most: int) -> None:
         self.channel = channel
         self._source = source
         self._journal = journal
         self._trace = trace
         self._most = most
-        self._ttl = ttl
         self._began = time.monotonic()
         self._first: float | None = None
         self._over: float | None = None
         self._stopped: GatewayError | None = None
+        self._is_ending = False
         self._task = asyncio.create_task(self._run(), name=f"stream {channel.number}")
 
     async def stop(self, reason: GatewayError) -> None:
         """Ends it, upstream too, and waits for that. Does nothing to one that has ended."""
-        if self._stopped is None and not self._task.done():
+        if self._stopped is None and not self._is_ending:
             self._stopped = reason
             self._task.cancel()
         await asyncio.wait({self._task})
@@ -68,11 +67,13 @@ class Run:
         except Exception as bug:
             log.exception("bug in a stream")
             failure, error = bug, InternalError("an internal error; the service's log has it").envelope()
+        self._is_ending = True
         try:
             await self._source.aclose(failure)
         except Exception:
             log.exception("bug at the end of a stream")
-        self._finish(error)
+        finally:
+            self._finish(error)
 
     async def _relayed(self) -> bytes | None:
         """Returns: The envelope of the error that the source ended in; None: it ended well."""
@@ -97,7 +98,7 @@ class Run:
             status = "cancelled"
         self._over = time.monotonic()
         self.channel.finish(End(status, error))
-        self._journal.end(self.channel, self.timing(), self._ttl)
+        self._journal.end(self.channel, self.timing())
 
     def timing(self) -> dict[str, Any]:
         """Returns: JSON-ready; milliseconds since the stream was asked for."""

@@ -3,11 +3,10 @@
 import asyncio
 import hashlib
 import hmac
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
-
-import msgspec
 
 from app.errors import (
     DrainingError,
@@ -15,6 +14,7 @@ from app.errors import (
     NotFoundError,
     QueueFullError,
     ServerLostError,
+    StorageError,
     StreamCancelledError,
 )
 from app.services.keys import Caller
@@ -23,11 +23,13 @@ from app.services.streams.journal import Journal
 from app.services.streams.keeper import Keeper
 from app.services.streams.reader import Pacer, Reader, end_of
 from app.services.streams.run import Run, Source
+from app.services.streams.telling import stream_object
 from app.settings import StreamSettings
 from app.store import streams
 from app.store.database import Database
-from app.store.owners import Owner
+from app.store.owners import NotOursError, Owner
 from app.store.streams import Stream
+from app.store.stubborn import Stubborn
 from app.upstream.types import Trace
 from app.wire.results import new_id
 from app.wire.stream_text import said
@@ -35,6 +37,8 @@ from app.wire.streams import payloads_of
 
 _FULL_SECONDS = 1.0
 _CANCELLED = "the stream was cancelled"
+_ID = re.compile(r"stream_[0-9a-f]{24}")
+_LONGEST_SHOWN, _LONGEST_MODEL = 100, 256
 
 
 class Streams:
@@ -43,14 +47,15 @@ class Streams:
     def __init__(self, database: Database, owner: Owner, settings: StreamSettings) -> None:
         self._database = database
         self._settings = settings
-        self._journal = Journal(database, owner.id, self._ended, self._lost)
+        self._journal = Journal(database, owner.id, settings.ttl, self._ended, self._lost)
+        self._stubborn = Stubborn(database, "streams")
         self._pacer = Pacer()
         self._runs: dict[int, Run] = {}
         self._starting = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._keeper = Keeper(database, settings, lambda: self._journal.shards, self._cancel_later)
-        self._stops: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Raises: StorageError: The storage cannot be reached."""
@@ -71,24 +76,17 @@ class Streams:
             QueueFullError: Too many run here.
             StorageError: It cannot be kept.
         """
-        if len(self._runs) + self._starting >= self._settings.max_running:
-            told = f"{self._settings.max_running} streams run here already (streams.max_running)"
-            raise QueueFullError(told, retry_after=_FULL_SECONDS)
+        self.check_room()
         token = secrets.token_urlsafe(24)
-        new = streams.New(new_id("stream_"), who.name, who.holder, _digest(token), url, model)
+        shown = None if model is None else model.replace("\0", "")[:_LONGEST_MODEL]
+        new = streams.New(new_id("stream_"), who.name, who.holder, _digest(token), url, shown)
         self._starting += 1
         try:
-            shard, start = await self._journal.place()
-            try:
-                made = await self._database.run(streams.create, new, shard, start, self._settings.ttl)
-            except BaseException:
-                self._journal.leave(shard)
-                raise
+            shard, start, made = await self._stored(new)
         finally:
             self._starting -= 1
         channel = Channel(made.number, shard, start, names=names)
-        most, ttl = self._settings.max_stream_bytes, self._settings.ttl
-        self._runs[made.number] = Run(channel, make(), self._journal, trace, most, ttl)
+        self._runs[made.number] = Run(channel, make(), self._journal, trace, self._settings.max_stream_bytes)
         self._idle.clear()
         return {
             "id": new.id,
@@ -102,6 +100,27 @@ class Streams:
             "token": token,
         }
 
+    def check_room(self) -> None:
+        """Raises: QueueFullError: Too many streams run here."""
+        if len(self._runs) + self._starting >= self._settings.max_running:
+            told = f"{self._settings.max_running} streams run here already (streams.max_running)"
+            raise QueueFullError(told, retry_after=_FULL_SECONDS)
+
+    async def _stored(self, new: streams.New) -> tuple[int, int, streams.Created]:
+        """Returns: The shard that will hold its events, the first position there, and what the storage made of it."""
+        while True:
+            shard, start = await self._journal.place()
+            try:
+                return shard, start, await self._database.run(streams.create, new, shard, start, self._settings.ttl)
+            except NotOursError:
+                self._journal.leave(shard)
+                self._journal.forget(shard)
+            except BaseException as error:
+                self._journal.leave(shard)
+                if isinstance(error, StorageError | asyncio.CancelledError):  # it may be there all the same
+                    self._later(self._stubborn.run(streams.undo, new.id), "stream undo")
+                raise
+
     def _ended(self, number: int) -> None:
         self._runs.pop(number, None)
         if not self._runs:
@@ -111,16 +130,16 @@ class Streams:
         error = ServerLostError("this server was silent for too long, and its streams were given up")
         for run in self._runs.values():
             if run.channel.shard == shard:
-                self._stop_later(run, error)
+                self._later(run.stop(error), "stream stop")
 
     def _cancel_later(self, number: int) -> None:
         if number in self._runs:
-            self._stop_later(self._runs[number], StreamCancelledError(_CANCELLED))
+            self._later(self._runs[number].stop(StreamCancelledError(_CANCELLED)), "stream stop")
 
-    def _stop_later(self, run: Run, reason: GatewayError) -> None:
-        task = asyncio.create_task(run.stop(reason), name="stream stop")
-        self._stops.add(task)
-        task.add_done_callback(self._stops.discard)
+    def _later(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def find(self, stream_id: str, who: Caller | None, token: str | None) -> Stream:
         """Args:
@@ -128,56 +147,44 @@ class Streams:
             token: Or the stream's.
         Raises: NotFoundError: There is none, or it is somebody else's.
         """
-        row = await self._database.run(streams.find, stream_id)
+        row = await self._database.run(streams.find, stream_id) if _ID.fullmatch(stream_id) else None
         if row is not None:
             if token is not None and hmac.compare_digest(_digest(token), row.token):
                 return row
             if who is not None and who.name == row.owner and who.holder in {"", row.holder}:
                 return row
-        raise NotFoundError(f"there is no stream {stream_id!r}, or it is not yours")
+        raise NotFoundError(f"there is no stream {stream_id[:_LONGEST_SHOWN]!r}, or it is not yours")
 
     def has_more(self, stream: Stream, seen: int) -> bool:
         """Whether there is, or can be, anything behind the event `seen`."""
+        run = self._runs.get(stream.number)
+        if run is not None:
+            return run.channel.end is None or seen <= run.channel.last
         end = end_of(stream)
         return end is None or seen < end
 
     def reader(self, stream: Stream, seen: int, hold: float | None = None) -> Reader:
         """As `Reader`."""
-        return Reader(self._database, self._pacer, self._channel(stream), stream, seen, hold)
-
-    def _channel(self, stream: Stream) -> Channel | None:
         run = self._runs.get(stream.number)
-        return None if run is None else run.channel
+        return Reader(self._database, self._pacer, None if run is None else run.channel, stream, seen, hold)
 
     async def snapshot(self, stream: Stream) -> dict[str, Any]:
         """Returns: The object, with the text and the usage so far."""
-        pieces = [events async for events in self.reader(stream, 0).pieces(follow=False)]
+        told = await self._told(stream)
+        reader = self.reader(stream, 0)
+        pieces = [events async for events in reader.pieces(follow=False)]
         found = await asyncio.to_thread(lambda: said(payloads_of(b"".join(pieces))))
-        return {**self.told(stream), "text": found.text, "usage": found.usage}
+        return {**told, "events": reader.seen, "text": found.text, "usage": found.usage}
 
-    def told(self, stream: Stream) -> dict[str, Any]:
+    async def _told(self, stream: Stream) -> dict[str, Any]:
         """Returns: The object as it is right now."""
-        status, events, error, timing = stream.status, stream.events, stream.error, stream.timing
-        if (run := self._runs.get(stream.number)) is not None:
-            events, timing = run.channel.last, run.timing()
-            if run.channel.end is not None:
-                status, error = run.channel.end
-        if status == streams.RUNS and stream.cancelling:
-            status = "cancelling"
-        return {
-            "id": stream.id,
-            "object": "stream",
-            "status": status,
-            "url": f"/v1{stream.url}",
-            "model": stream.model,
-            "created_at": int(stream.created_at),
-            "ended_at": None if stream.ended_at is None else int(stream.ended_at),
-            "expires_at": int(stream.expires_at),
-            "events": events,
-            "error": None if error is None else msgspec.json.decode(error)["error"],
-            "timing": timing,
-            "events_url": f"/v1/streams/{stream.id}/events",
-        }
+        run = self._runs.get(stream.number)
+        if run is not None:
+            return stream_object(stream, run.channel.end, run.channel.last, run.timing())
+        if stream.status == streams.RUNS:  # it may just have ended
+            found = await self._database.run(streams.find, stream.id)
+            stream = found or stream
+        return stream_object(stream, None, stream.events, stream.timing)
 
     async def cancel(self, stream: Stream) -> dict[str, Any]:
         """Ends it, upstream too; what has ended stays as it is. Returns: The object.
@@ -186,13 +193,13 @@ class Streams:
         """
         if (run := self._runs.get(stream.number)) is not None:
             await run.stop(StreamCancelledError(_CANCELLED))
-            return self.told(stream)
-        await self._database.run(streams.cancel, stream.number)
-        found = await self._database.run(streams.find, stream.id)
-        return self.told(found or stream)
+        else:
+            await self._database.run(streams.cancel, stream.number)
+        return await self._told(stream)
 
     async def idle(self) -> None:
-        """Returns once no stream runs here."""
+        """The server drains: sends those away who read what runs elsewhere. Returns once no stream runs here."""
+        self._pacer.is_over = True
         await self._idle.wait()
 
     async def stop_all(self, reason: GatewayError) -> None:
@@ -212,8 +219,10 @@ class Streams:
         """Ends what still runs, and writes how."""
         await self._keeper.aclose()
         await self.stop_all(DrainingError("the server is shutting down"))
-        await asyncio.gather(*self._stops)
         await self._journal.aclose()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def _digest(token: str) -> bytes:
