@@ -13,6 +13,7 @@ from app import config
 from app.http import (
     batch_routes,
     browser_routes,
+    client_route,
     fanout_routes,
     file_routes,
     handlers,
@@ -68,6 +69,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     app.include_router(browser_routes.router(), prefix="/v1")
     app.include_router(stream_routes.router(), prefix="/v1")
     app.include_router(ops_routes.router())
+    app.include_router(client_route.router())
     app.include_router(openai_routes.router(), include_in_schema=False)
     app.include_router(fanout_routes.router(), include_in_schema=False)
     app.include_router(file_routes.router(), include_in_schema=False)

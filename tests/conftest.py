@@ -1,8 +1,13 @@
 """What tests share: one simulator, one gateway in front of it, and both databases."""
 
+import functools
+import json
+import os
 import shutil
+import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 
 import httpx
@@ -13,11 +18,34 @@ from openai import AsyncOpenAI, OpenAI
 from app.store.database import Database
 from tests.postgres import Postgres
 from tests.support import Server, free_port, serving
+from tests.turns import locked, turn
 
 NODE_FOLDER = Path(__file__).parent / "node"
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+# Hundreds of processes of ours start during a run: half of a start is compiling, where what was compiled is not kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# A new HTTP client reads a bundle of certificates, for 20 ms: once is enough.
+ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes work off folders of tests, which wait more than they compute; this one works off single files."""
+    return 2 if any(Path(argument).is_dir() for argument in config.args) else 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test marked `alone` measures a pace: nothing runs beside it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    with turn(Path(item.config.getoption("basetemp")).parent, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -115,12 +143,14 @@ def database(storage: str | None, tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def node() -> str:
-    """The path of `node`; the SDK is installed beside the tests."""
+    """The path of `node`; what `package.json` names is installed beside the tests."""
     found, npm = shutil.which("node"), shutil.which("npm")
     if found is None or npm is None:
         pytest.skip("node or npm is not on the PATH")
-    if not (NODE_FOLDER / "node_modules" / "openai").is_dir():
-        command = [npm, "install", "--no-audit", "--no-fund", "--silent"]
-        made = subprocess.run(command, cwd=NODE_FOLDER, capture_output=True, text=True, timeout=300, check=False)
-        assert made.returncode == 0, f"npm install failed:\n{made.stdout}{made.stderr}"
+    wanted = json.loads((NODE_FOLDER / "package.json").read_text())["dependencies"]
+    with locked(NODE_FOLDER):
+        if not all((NODE_FOLDER / "node_modules" / name).is_dir() for name in wanted):
+            command = [npm, "install", "--no-audit", "--no-fund", "--silent"]
+            made = subprocess.run(command, cwd=NODE_FOLDER, capture_output=True, text=True, timeout=300, check=False)
+            assert made.returncode == 0, f"npm install failed:\n{made.stdout}{made.stderr}"
     return found

@@ -35,6 +35,10 @@ class Server:
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
+    async def logs(self, text: str) -> None:
+        """Waits for a line with this text: of a call, it comes after the reply."""
+        await eventually(lambda: text in self.log())
+
     def ledger(self, *, reset: bool = False) -> dict[str, Any]:
         found: dict[str, Any] = httpx.get(f"{self.root}/ledger{'?reset=1' if reset else ''}").json()
         return found

@@ -57,7 +57,8 @@ async def create(request: Request, who: BrowserCallerDep) -> Response:
     made = await running.streams.create(
         who, asked.path, seen.model or None, seen.trace, make, names=asked.endpoint is None
     )
-    return _json(made, 201, {"location": made["events_url"].removesuffix("/events")})
+    told = {"location": made["events_url"].removesuffix("/events"), "cache-control": "no-store"}  # a token is in it
+    return _json(made, 201, told)
 
 
 def _fan_out(request: Request, who: Caller, document: bytes) -> tuple[Callable[[], Source], int]:

@@ -301,18 +301,21 @@ async def behind_a_huge_one(narrow: Server, **of_small: Any) -> tuple[Batch, Bat
         return small, seen
 
 
+@pytest.mark.alone
 async def test_a_small_batch_behind_a_huge_one_is_done_long_before(narrow: Server) -> None:
     small, huge = await behind_a_huge_one(narrow)
     assert (small.status, counts(small)) == ("completed", (10, 10, 0))
     assert sum(counts(huge)[1:]) < 1000
 
 
+@pytest.mark.alone
 async def test_a_small_batch_of_a_higher_priority_is_next(narrow: Server) -> None:
     small, huge = await behind_a_huge_one(narrow, priority=10)
     assert small.status == "completed"
     assert sum(counts(huge)[1:]) < 600
 
 
+@pytest.mark.alone
 async def test_the_shorter_window_and_the_higher_priority_get_more(narrow: Server) -> None:
     async with sdk(narrow) as client:
         for more, less in (({"window": "1m"}, {"window": "24h"}), ({"priority": 1}, {"priority": 0})):

@@ -117,9 +117,11 @@ async def test_403_for_a_model_that_the_key_may_not_use(locked: Server) -> None:
 
 
 async def test_no_key_reaches_the_log(locked: Server) -> None:
+    wrong = {"authorization": "Bearer wrong-secret"}
     async with httpx.AsyncClient(base_url=locked.root) as http:
         await http.post("/v1/chat/completions", json=ASK, headers={"authorization": "Bearer key-for-all"})
-        await http.post("/v1/chat/completions", json=ASK, headers={"authorization": "Bearer wrong-secret"})
+        await http.post("/v1/chat/completions", json=ASK, headers={**wrong, "x-request-id": "last"})
+    await locked.logs('"last"')
     log = locked.log()
     assert '"caller":"all"' in log
     for secret in ("key-for-all", "wrong-secret", hashlib.sha256(b"key-for-fast").hexdigest(), '"content"'):

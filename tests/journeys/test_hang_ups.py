@@ -144,6 +144,7 @@ async def test_a_reader_that_does_not_read_is_dropped_and_its_upstream_call_ends
     assert '"error":"slow_reader"' in narrow.log()
 
 
+@pytest.mark.alone
 async def test_a_third_of_three_hundred_streams_hang_up_and_everything_is_given_back(
     gateway: Server, simulator: Server
 ) -> None:
@@ -154,7 +155,7 @@ async def test_a_third_of_three_hundred_streams_hang_up_and_everything_is_given_
     quitters = set(draw.sample(range(STREAMS), STREAMS // 3))
 
     async def one(http: httpx.AsyncClient, place: int) -> bool:
-        body = chat(f"glass-tokens=30-gap=0.02-n={place}", stream=True)
+        body = chat(f"glass-tokens=60-gap=0.02-n={place}", stream=True)
         async with http.stream("POST", f"{gateway.base_url}/chat/completions", json=body) as answer:
             leave_at = draw.randrange(1, 25)
             seen = 0

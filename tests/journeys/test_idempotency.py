@@ -85,6 +85,7 @@ async def test_the_same_request_gets_the_same_bytes_and_runs_once(
     assert second.headers.get_list("x-request-id") == [again]
     assert "idempotent-replayed" not in first.headers
     assert second.headers["idempotent-replayed"] == "true"
+    await keyed.logs(again)
     logged = [json.loads(line) for line in keyed.log().splitlines() if again in line]
     assert [(line["status"], line["caller"]) for line in logged] == [(first.status_code, "one")]
     assert logged[0]["bytes_out"] == len(first.content)

@@ -14,6 +14,7 @@ from tests.bench.real import servers
 from tests.bench.real.load import Load, Sent, goodput, percentile
 from tests.support import Server, eventually, serving
 
+pytestmark = pytest.mark.alone
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 FAILURES = 40  # in a row, until an only target is left alone
 

@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 from tests.journeys.test_hang_ups import calls
 from tests.support import Server, eventually, free_port, reply, scripted, serving, whole
 
+pytestmark = pytest.mark.alone
 ODD_PORT = free_port()
 RPM, TPM = 240, 6000
 SETTINGS = {

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import NODE_FOLDER
@@ -37,11 +38,14 @@ def test_the_python_snippets_work(code: str, gateway: Server, tmp_path: Path) ->
     assert len(shown.split()) >= 5
 
 
-@pytest.mark.parametrize("command", snippets("sh", "curl"), ids=["chat", "fan-out"])
+@pytest.mark.parametrize("command", snippets("sh", "curl"), ids=["chat", "fan-out", "stream"])
 def test_the_curl_snippets_work(command: str, gateway: Server, tmp_path: Path) -> None:
     shown = run(["bash", "-c", command.replace("curl ", "curl --silent --fail ")], gateway, tmp_path)
     if "fanout" in command:
         assert json.loads(shown)["counts"] == {"total": 2, "completed": 2, "failed": 0}
+    elif "streams" in command:
+        events = httpx.get(gateway.root + json.loads(shown)["events_url"])
+        assert (events.status_code, events.text.count("event: done")) == (200, 1)
     else:
         assert shown.endswith("data: [DONE]\n\n")
 
@@ -52,10 +56,14 @@ def test_the_node_snippet_works(gateway: Server, node: str, tmp_path: Path) -> N
 
 
 def test_the_browser_snippet_reads_a_stream(gateway: Server, node: str, tmp_path: Path) -> None:
-    """In Node, which has the same `fetch` and streams; the page's body stands in."""
+    """In Node, which has the same `fetch` and streams; the page's body stands in, and a file for what it imports."""
     (code,) = snippets("js", "AbortController")
+    client = tmp_path / "client.mjs"
+    client.write_text(httpx.get(f"{gateway.root}/client.js").raise_for_status().text)
+    assert f'"{ADDRESS}/client.js"' in code
+    code = code.replace(f'"{ADDRESS}/client.js"', f'"{client}"')
     page = "globalThis.document = { body: { append: (text) => process.stdout.write(text) } };\n"
     assert run([node, "--input-type=module", "-e", page + code], gateway, tmp_path)
     wrong = code.replace("/v1/chat/completions", "/v1/nothing")
-    with pytest.raises(AssertionError, match="there is no /v1/nothing here"):
+    with pytest.raises(AssertionError, match="'/v1/nothing' is not one of"):
         run([node, "--input-type=module", "-e", page + wrong], gateway, tmp_path)

@@ -110,16 +110,22 @@ class Streams:
         """Returns: The shard that will hold its events, the first position there, and what the storage made of it."""
         while True:
             shard, start = await self._journal.place()
+            made = asyncio.create_task(self._database.run(streams.create, new, shard, start, self._settings.ttl))
             try:
-                return shard, start, await self._database.run(streams.create, new, shard, start, self._settings.ttl)
+                return shard, start, await asyncio.shield(made)
             except NotOursError:
                 self._journal.leave(shard)
                 self._journal.forget(shard)
             except BaseException as error:
                 self._journal.leave(shard)
-                if isinstance(error, StorageError | asyncio.CancelledError):  # it may be there all the same
-                    self._later(self._stubborn.run(streams.undo, new.id), "stream undo")
+                if isinstance(error, StorageError | asyncio.CancelledError):
+                    self._later(self._undo(made, new.id), "stream undo")
                 raise
+
+    async def _undo(self, making: "asyncio.Task[streams.Created]", stream_id: str) -> None:
+        """Nobody was told of it, but it may be there all the same."""
+        await asyncio.gather(making, return_exceptions=True)
+        await self._stubborn.run(streams.undo, stream_id)
 
     def _ended(self, number: int) -> None:
         self._runs.pop(number, None)
