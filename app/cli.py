@@ -56,8 +56,8 @@ def _serve(host: str | None, port: int | None, workers: int | None, config: str 
         typer.echo(serving.banner(settings, bound.getsockname()[1]), err=True)
         if settings.workers == 1:
             serving.serve(create_app(settings), bound)
-            return
-    serving.serve_workers(settings)
+        else:
+            serving.serve_workers(settings, bound)
 
 
 @cli.command()

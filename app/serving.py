@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.supervisors import Multiprocess
 
 from app.config import PREFIX, ConfigError, Settings
 from app.settings import GatewaySettings
@@ -16,6 +17,8 @@ from app.settings import GatewaySettings
 # longer than a load balancer's idle timeout (60), so that it is never the server that hangs up
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 4096  # connections that may wait to be accepted
+# In the kernel, for one connection. Else it takes in up to 4 MB for a reader who does not read, before anybody notices.
+_MOST_UNSENT_BYTES = 64 * 1024
 _END_SECONDS = 2  # after the drain, for what is left
 
 
@@ -36,9 +39,12 @@ def listener(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        bound = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux; its connections inherit it
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MOST_UNSENT_BYTES)
+    return bound
 
 
 def raise_open_files() -> None:
@@ -53,20 +59,15 @@ def serve(app: ASGIApp, bound: socket.socket) -> None:
     _Server(uvicorn.Config(app, **_options())).run([bound])
 
 
-def serve_workers(settings: Settings) -> None:
+def serve_workers(settings: Settings, bound: socket.socket) -> None:
     """Serves with several processes; each reads its settings anew, from an environment that holds the overrides."""
     os.environ[f"{PREFIX}HOST"] = settings.host
     os.environ[f"{PREFIX}PORT"] = str(settings.port)
     if settings.config_file is not None:
         os.environ[f"{PREFIX}CONFIG"] = str(settings.config_file)
-    uvicorn.run(
-        "app.main:create_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        **_options(),
-    )
+    config = uvicorn.Config("app.main:create_app", factory=True, workers=settings.workers, **_options())
+    with contextlib.suppress(KeyboardInterrupt):
+        Multiprocess(config, sockets=[bound]).run()
 
 
 def _options() -> dict[str, Any]:

@@ -11,6 +11,8 @@ promise of ours:
 
 import asyncio
 import contextlib
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol, cast
@@ -27,6 +29,7 @@ EVENT_STREAM = "text/event-stream; charset=utf-8"
 _LINES = "application/x-ndjson"
 # a compressing proxy would hold pieces back until it has enough of them; buffering is switched off by sse-starlette
 _AS_IT_COMES = {"cache-control": "no-store, no-transform"}
+_AT_ONCE = struct.pack("ii", 1, 0)
 _FAREWELL_SECONDS = 1.0  # less than the drain waits for last words
 PIECE = 256 * 1024  # of a whole body: what is larger goes out in several, so that a reader who does not read is noticed
 
@@ -190,4 +193,6 @@ def _abort(receive: Receive) -> None:
     """
     transport = getattr(getattr(receive, "__self__", None), "transport", None)
     if transport is not None:
+        # else the kernel keeps what is unsent for as long as the reader stays connected
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         transport.abort()

@@ -26,6 +26,7 @@ from app.wire.parsing import within
 from app.wire.streams import MOST_MERGED, read_create, read_positions
 
 _LONGEST_HOLD = 3600.0
+_PRIVATE = {"cache-control": "no-store"}  # where `?token=` opens it, no other header tells a cache so
 
 
 def router() -> APIRouter:
@@ -57,8 +58,7 @@ async def create(request: Request, who: BrowserCallerDep) -> Response:
     made = await running.streams.create(
         who, asked.path, seen.model or None, seen.trace, make, names=asked.endpoint is None
     )
-    told = {"location": made["events_url"].removesuffix("/events"), "cache-control": "no-store"}  # a token is in it
-    return _json(made, 201, told)
+    return _json(made, 201, {"location": made["events_url"].removesuffix("/events")})
 
 
 def _fan_out(request: Request, who: Caller, document: bytes) -> tuple[Callable[[], Source], int]:
@@ -83,7 +83,7 @@ async def events(stream_id: str, request: Request) -> Response:
     stream = await _opened(stream_id, request, request.query_params.get("token"))
     (seen,), hold = _after(request, 1), _hold(request)
     if not running.streams.has_more(stream, seen):
-        return Response(status_code=204)  # which tells an EventSource not to come back
+        return _nothing_more()
     reader = running.streams.reader(stream, seen, hold)
     return LiveResponse(reader, gateway=running, record=record(request), resumable=True)
 
@@ -104,7 +104,7 @@ async def merged(request: Request) -> Response:
     found = [await _opened(one, request, token) for one, token in zip(ids, each, strict=True)]
     positions, hold = _after(request, len(ids)), _hold(request)
     if not any(map(running.streams.has_more, found, positions)):
-        return Response(status_code=204)
+        return _nothing_more()
     readers = [running.streams.reader(stream, seen, hold) for stream, seen in zip(found, positions, strict=True)]
     source = Merged(list(zip(ids, readers, strict=True)))
     return LiveResponse(source, gateway=running, record=record(request), resumable=True)
@@ -152,6 +152,11 @@ def _hold(request: Request) -> float | None:
     return seconds
 
 
+def _nothing_more() -> Response:
+    """Which tells an EventSource not to come back."""
+    return Response(status_code=204, headers=_PRIVATE)
+
+
 def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     body = json.dumps(value, separators=(",", ":"))  # not msgspec: half an emoji of an upstream's may stand in it
-    return Response(body, status, headers, media_type="application/json")
+    return Response(body, status, {**_PRIVATE, **(headers or {})}, media_type="application/json")

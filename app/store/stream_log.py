@@ -8,14 +8,14 @@ streams' at most; and it seldom comes here, for what is new stands in memory.
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.store.clock import now
 from app.store.streams import RUNS, Stream, still_open
 from app.store.tables import stream_log, streams
 
-_ROWS = 64
+_ROWS, _LOOKED_AT_BYTES = 64, 1024**2  # of a shard, in one transaction
 
 Part = tuple[int, int, bytes]  # a stream's number, the number of its last event in it, events as they are sent
 _PARTS = msgspec.msgpack.Decoder(list[Part])
@@ -97,27 +97,40 @@ def read(connection: Connection, number: int, position: int, seen: int, most: in
     Args:
         position: The first to look at.
         seen: Events up to this number are passed over.
-        most: Bytes of log to read, about.
+        most: Bytes of the stream's events, about: what stands at one position always comes whole.
     """
     row = connection.execute(select(streams).where(streams.c.number == number)).first()
     if row is None:
         return Page(None, [], position, more=False)
+    start = max(position, row.start)
+    stop, more = _reach(connection, row, start)
+    wanted = select(stream_log.c.position, stream_log.c.data).where(
+        stream_log.c.shard == row.shard, stream_log.c.position.between(start, stop)
+    )
     found: list[tuple[int, bytes]] = []
-    last = max(position, row.start) - 1
-    while most > 0:
-        records = _records(connection, row, last + 1)
-        for record in records:
-            last = record.position
-            most -= record.size
-            found += [(end, events) for of, end, events in _PARTS.decode(record.data) if of == number and end > seen]
-        if len(records) < _ROWS:
-            return Page(row, found, last, more=False)
-    return Page(row, found, last, more=True)
+    last = start - 1
+    for record in connection.execute(wanted.order_by(stream_log.c.position)):
+        last = record.position
+        own = [(end, events) for of, end, events in _PARTS.decode(record.data) if of == number and end > seen]
+        found += own
+        most -= sum(len(events) for _, events in own)
+        if most <= 0:
+            break
+    return Page(row, found, last, more=more or last < stop)
 
 
-def _records(connection: Connection, stream: Stream, position: int) -> list[Row[Any]]:
-    columns = stream_log.c.position, stream_log.c.size, stream_log.c.data
-    wanted = select(*columns).where(stream_log.c.shard == stream.shard, stream_log.c.position >= position)
+def _reach(connection: Connection, stream: Stream, start: int) -> tuple[int, bool]:
+    """Returns: The last position to look at, for a bounded number of bytes; whether there is more behind it."""
+    wanted = select(stream_log.c.position, stream_log.c.size).where(
+        stream_log.c.shard == stream.shard, stream_log.c.position >= start
+    )
     if stream.stop is not None:
         wanted = wanted.where(stream_log.c.position <= stream.stop)
-    return list(connection.execute(wanted.order_by(stream_log.c.position).limit(_ROWS)))
+    records = connection.execute(wanted.order_by(stream_log.c.position).limit(_ROWS)).all()
+    stop, looked_at = start - 1, 0
+    for record in records:
+        if looked_at >= _LOOKED_AT_BYTES:
+            return stop, True
+        stop = record.position
+        looked_at += record.size
+    return stop, len(records) == _ROWS

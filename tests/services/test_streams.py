@@ -69,7 +69,7 @@ def cramped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_log, "_ROWS", 2)
     monkeypatch.setattr(journal, "_LEAST_SHARE", 2000)
     monkeypatch.setattr(journal, "_MOST_SHARE", 2000)
-    monkeypatch.setattr(reader, "_LOG_BYTES", 4000)
+    monkeypatch.setattr(stream_log, "_LOOKED_AT_BYTES", 4000)
     monkeypatch.setattr(reader, "_PIECE", 1000)
 
 

@@ -48,7 +48,7 @@ class Channel:
         self._logged = 0
         self.unlogged = 0
         self._fresh: list[bytes] = []
-        self._readers: list[asyncio.Future[None]] = []
+        self._readers: set[asyncio.Future[None]] = set()
         self._room: asyncio.Future[None] | None = None
         self._marks = [(0, start)]  # behind this event the log goes on at this position
         self._marked = 0  # bytes up to the last mark
@@ -71,7 +71,7 @@ class Channel:
 
     def _wake(self) -> None:
         if self._readers:
-            readers, self._readers = self._readers, []
+            readers, self._readers = self._readers, set()
             for reader in readers:
                 if not reader.done():
                     reader.set_result(None)
@@ -103,12 +103,11 @@ class Channel:
 
     async def more(self, reader: "asyncio.Future[None]") -> None:
         """Waits until there is more than there was, or the end; or until somebody else resolves `reader`."""
-        self._readers.append(reader)
+        self._readers.add(reader)
         try:
             await reader
         finally:
-            if reader in self._readers:
-                self._readers.remove(reader)
+            self._readers.discard(reader)
 
     def take(self) -> Part | None:
         """Returns: What the log has not been given yet; None: nothing."""

@@ -18,6 +18,7 @@ log = logging.getLogger("sluicegate")
 _EVERY_SECONDS = 0.04
 _LAST_SECONDS = 3.0  # for what is left at the end of the process
 _MOST_SHARDS = 32  # rows that a commit adds at most
+_RECORD_BYTES = 256 * 1024  # and one part more: who reads one stream's events has its neighbours' in hand for a moment
 _MEMORY_BYTES = 64 * 1024**2  # for the events of all streams
 _LEAST_SHARE, _MOST_SHARE = 16 * 1024, 256 * 1024
 
@@ -32,7 +33,7 @@ class _Shard:
 
 @dataclass(slots=True)
 class _Commit:
-    records: dict[int, Record] = field(default_factory=dict)  # by shard
+    records: list[Record] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
     parts: list[tuple[Channel, Part, int]] = field(default_factory=list)  # and where
 
@@ -126,6 +127,8 @@ class Journal:
     def _gathered(self) -> _Commit:
         """Returns: All that is new, with its places in the log."""
         found = _Commit()
+        filling: dict[int, Record] = {}  # by shard
+        sizes: dict[int, int] = {}
         fresh, self._fresh = self._fresh, {}
         for channel in fresh.values():
             if (shard := self._shards.get(channel.shard)) is None:  # lost while it was being made
@@ -133,11 +136,13 @@ class Journal:
                 continue
             if (part := channel.take()) is None:
                 continue
-            if (record := found.records.get(channel.shard)) is None:
+            if sizes.get(channel.shard, _RECORD_BYTES) >= _RECORD_BYTES:
                 shard.position += 1
-                record = found.records[channel.shard] = Record(channel.shard, shard.position, [])
-            record.parts.append(part)
-            found.parts.append((channel, part, record.position))
+                filling[channel.shard], sizes[channel.shard] = Record(channel.shard, shard.position, []), 0
+                found.records.append(filling[channel.shard])
+            filling[channel.shard].parts.append(part)
+            sizes[channel.shard] += len(part[2])
+            found.parts.append((channel, part, shard.position))
         ends, self._ends = self._ends, []
         found.ends = [self._end(*one) for one in ends]
         return found
@@ -153,10 +158,11 @@ class Journal:
         if not (work.records or work.ends):
             return
         try:
-            lost = await self._stubborn.run(stream_log.append, list(work.records.values()), work.ends)
+            lost = await self._stubborn.run(stream_log.append, work.records, work.ends)
         except Exception:
             log.exception("bug while streams are written")
-            lost = await self._give_up({*work.records, *(end.shard for end in work.ends)})
+            touched = {record.shard for record in work.records} | {end.shard for end in work.ends}
+            lost = await self._give_up(touched)
         keep = self.share
         for channel, part, position in work.parts:
             channel.logged(part, position, keep)

@@ -11,7 +11,6 @@ from app.store.streams import RUNS, Stream
 from app.wire.streams import BEYOND, RETRY, beyond, ending, number_of, tagged
 
 _PIECE = 64 * 1024
-_LOG_BYTES = 1024**2  # of a shard, in one transaction
 _POLL_SECONDS = 0.2
 _POLLS_A_SECOND = 500
 
@@ -145,7 +144,7 @@ class Reader:
             await self._pacer.pause(self._news)
 
     async def _page(self, position: int) -> Page:
-        return await self._database.run(stream_log.read, self._row.number, position, self.seen, _LOG_BYTES)
+        return await self._database.run(stream_log.read, self._row.number, position, self.seen, _PIECE)
 
     def _joined(self, parts: Iterable[tuple[int, bytes]]) -> Iterable[bytes]:
         """Yields: Their events, in pieces of a bounded size."""
