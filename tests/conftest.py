@@ -1,11 +1,8 @@
 """What tests share: one simulator, one gateway in front of it, and both databases."""
 
 import functools
-import json
 import os
-import shutil
 import ssl
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
@@ -16,11 +13,10 @@ from hypothesis import settings
 from openai import AsyncOpenAI, OpenAI
 
 from app.store.database import Database
+from tests.node_modules import installed
 from tests.postgres import Postgres
 from tests.support import Server, free_port, serving
-from tests.turns import locked, turn
-
-NODE_FOLDER = Path(__file__).parent / "node"
+from tests.turns import turn
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -144,13 +140,4 @@ def database(storage: str | None, tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture(scope="session")
 def node() -> str:
     """The path of `node`; what `package.json` names is installed beside the tests."""
-    found, npm = shutil.which("node"), shutil.which("npm")
-    if found is None or npm is None:
-        pytest.skip("node or npm is not on the PATH")
-    wanted = json.loads((NODE_FOLDER / "package.json").read_text())["dependencies"]
-    with locked(NODE_FOLDER):
-        if not all((NODE_FOLDER / "node_modules" / name).is_dir() for name in wanted):
-            command = [npm, "install", "--no-audit", "--no-fund", "--silent"]
-            made = subprocess.run(command, cwd=NODE_FOLDER, capture_output=True, text=True, timeout=300, check=False)
-            assert made.returncode == 0, f"npm install failed:\n{made.stdout}{made.stderr}"
-    return found
+    return installed()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import NODE_FOLDER
 from tests.nginx import program
+from tests.node_modules import installed
 from tests.support import Server, free_port, serving
 
 FOLDER = Path(__file__).parent
@@ -35,10 +35,7 @@ base_url = "{simulator.base_url}"
 @pytest.fixture(scope="module")
 def cases(simulator: Server) -> dict[str, Facts]:
     """What each case of `run.mjs` has seen, by its name."""
-    node, chromium = program("node"), program("chromium")
-    if not (NODE_FOLDER / "node_modules" / "playwright-core").is_dir():
-        install = [program("npm"), "install", "--no-audit", "--no-fund", "--silent"]
-        subprocess.run(install, cwd=NODE_FOLDER, timeout=300, check=True)
+    node, chromium = installed(), program("chromium")
     port = free_port()
     with serving("serve", toml=settings(simulator, f"http://app.localhost:{port}")) as gateway:
         told = {"GATEWAY": gateway.root, "SIMULATOR": simulator.root, "KEY": KEY, "PAGE_PORT": str(port)}

@@ -17,7 +17,7 @@ from typing import Any
 
 from openai import APIError, APIStatusError, AsyncOpenAI
 
-from tests.conftest import NODE_FOLDER
+from tests.node_modules import NODE_FOLDER
 from tests.support import (
     LAST_CHUNK,
     Request,

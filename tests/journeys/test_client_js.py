@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 
 from app.http.client_route import served
-from tests.conftest import NODE_FOLDER
 from tests.nginx import program
+from tests.node_modules import NODE_FOLDER
 from tests.support import Server, eventually, serving
 
 FILE = Path(__file__).parent.parent.parent / "app" / "http" / "client.js"

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import NODE_FOLDER
+from tests.node_modules import NODE_FOLDER
 from tests.support import Server, clean_environment
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

@@ -5,7 +5,7 @@ import os
 
 import httpx
 
-from tests.conftest import NODE_FOLDER
+from tests.node_modules import NODE_FOLDER
 from tests.support import Server, eventually
 
 
