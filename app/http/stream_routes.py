@@ -47,6 +47,8 @@ async def create(request: Request, who: BrowserCallerDep) -> Response:
     """Begins a chat, completion, response or fan-out; it runs on whether anybody reads it or not."""
     running = gateway(request)
     asked = read_create(await read_body(request, running))
+    if running.drain.started:  # it came in while the body did
+        raise running.drain.error()
     if asked.endpoint is None:
         make, calls = _fan_out(request, who, asked.body)
     else:

@@ -5,6 +5,7 @@ stream: 8 MB of writing for a thousand tokens. So a reader passes over its neigh
 streams' at most; and it seldom comes here, for what is new stands in memory.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.store.clock import now
 from app.store.streams import RUNS, Stream, still_open
-from app.store.tables import stream_log, streams
+from app.store.tables import shards, stream_log, streams
 
 _ROWS, _LOOKED_AT_BYTES = 64, 1024**2  # of a shard, in one transaction
 
@@ -63,9 +64,10 @@ class Page(NamedTuple):
     more: bool
 
 
-def append(connection: Connection, records: list[Record], ends: list[End]) -> set[int]:
+def append(connection: Connection, records: list[Record], ends: list[End], over: Collection[int] = ()) -> set[int]:
     """Writes what is new. May be repeated with the same arguments.
 
+    Args: over: Shards that will never be written to again.
     Returns: Shards that have been closed by others: nothing was written for them.
     """
     wanted = {record.shard for record in records} | {end.shard for end in ends}
@@ -74,9 +76,11 @@ def append(connection: Connection, records: list[Record], ends: list[End]) -> se
     if rows:
         adding = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         connection.execute(adding(stream_log).on_conflict_do_nothing(), rows)
-    over = [_values(end) for end in ends if end.shard in held]
+    ended = [_values(end) for end in ends if end.shard in held]
+    if ended:
+        connection.execute(_UPDATED, ended)
     if over:
-        connection.execute(_UPDATED, over)
+        connection.execute(update(shards).where(shards.c.number.in_(over)).values(closed=True))
     return wanted - held
 
 

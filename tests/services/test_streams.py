@@ -23,6 +23,7 @@ from app.services.streams.reader import Merged
 from app.services.streams.run import Run
 from app.store import stream_log, stream_sweep, streams, stubborn
 from app.store.database import Database
+from app.store.tables import stream_log as stream_log_table
 from app.store.tables import streams as table
 from app.wire import stream_text
 from app.wire.sse import event
@@ -864,3 +865,27 @@ async def test_no_word_of_a_stream_is_in_the_log(
     assert "a bug" in caplog.text
     assert "secret" not in caplog.text
     assert made["token"] not in caplog.text
+
+
+async def test_a_long_stream_does_not_keep_the_log_of_those_that_came_after_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_MOST_SHARDS", 1)
+    monkeypatch.setattr(journal, "_SHARD_BYTES", 20_000)
+    async with process(database) as one:
+        long, endless = await one.begin()
+        endless.send(words(1, 1))
+        for _ in range(20):
+            _, source = await one.begin()
+            source.send(words(1, 10, 1000))
+            source.end()
+            await eventually(lambda: len(one.streams._runs) == 1)
+        await database.run(stream_sweep.sweep, 1, 10**9)
+        assert await database.run(logged) < 40_000  # of 200,000
+        endless.send(words(2, 2))
+        endless.end()
+        assert is_whole(await one.read(long), 2)
+
+
+def logged(connection: Connection) -> int:
+    return int(connection.execute(select(func.coalesce(func.sum(stream_log_table.c.size), 0))).scalar_one())

@@ -17,7 +17,8 @@ from app.store.stubborn import Stubborn
 log = logging.getLogger("sluicegate")
 _EVERY_SECONDS = 0.04
 _LAST_SECONDS = 3.0  # for what is left at the end of the process
-_MOST_SHARDS = 32  # rows that a commit adds at most
+_MOST_SHARDS = 32  # that take streams: about as many rows are added by a commit
+_SHARD_BYTES = 8 * 1024**2
 _RECORD_BYTES = 256 * 1024  # and one part more: who reads one stream's events has its neighbours' in hand for a moment
 _MEMORY_BYTES = 64 * 1024**2  # for the events of all streams
 _LEAST_SHARE, _MOST_SHARE = 16 * 1024, 256 * 1024
@@ -25,10 +26,16 @@ _LEAST_SHARE, _MOST_SHARE = 16 * 1024, 256 * 1024
 
 @dataclass(slots=True)
 class _Shard:
-    """Attributes: position: The last one that was given out; running: Streams."""
+    """Attributes: position: The last one that was given out; running: Streams; bytes: Of all its records."""
 
     position: int = 0
     running: int = 0
+    bytes: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no more streams. One that runs for long keeps the log of all that came after it in there."""
+        return self.bytes >= _SHARD_BYTES
 
 
 @dataclass(slots=True)
@@ -61,6 +68,7 @@ class Journal:
         self._on_ended = on_ended
         self._on_lost = on_lost
         self._shards: dict[int, _Shard] = {}
+        self._over: list[int] = []  # full shards without any stream: to be closed
         self._opening = asyncio.Lock()
         self._running = 0
         self._fresh: dict[int, Channel] = {}
@@ -89,8 +97,9 @@ class Journal:
         Raises: StorageError: It cannot be had.
         """
         async with self._opening:
-            number = min(self._shards, key=lambda one: self._shards[one].running, default=None)
-            if number is None or (self._shards[number].running and len(self._shards) < _MOST_SHARDS):
+            taking = [number for number, shard in self._shards.items() if not shard.is_full]
+            number = min(taking, key=lambda one: self._shards[one].running, default=None)
+            if number is None or (self._shards[number].running and len(taking) < _MOST_SHARDS):
                 number = await self._database.run(streams.open_shard, self._runner)
                 self._shards[number] = _Shard()
         shard = self._shards[number]
@@ -142,6 +151,7 @@ class Journal:
                 found.records.append(filling[channel.shard])
             filling[channel.shard].parts.append(part)
             sizes[channel.shard] += len(part[2])
+            shard.bytes += len(part[2])
             found.parts.append((channel, part, shard.position))
         ends, self._ends = self._ends, []
         found.ends = [self._end(*one) for one in ends]
@@ -158,7 +168,7 @@ class Journal:
         if not (work.records or work.ends):
             return
         try:
-            lost = await self._stubborn.run(stream_log.append, work.records, work.ends)
+            lost = await self._stubborn.run(stream_log.append, work.records, work.ends, self._over)
         except Exception:
             log.exception("bug while streams are written")
             touched = {record.shard for record in work.records} | {end.shard for end in work.ends}
@@ -171,6 +181,9 @@ class Journal:
             self._on_ended(end.number)
         for shard in lost:
             self.forget(shard)
+        self._over = [number for number, shard in self._shards.items() if shard.is_full and not shard.running]
+        for number in self._over:
+            del self._shards[number]
 
     async def _give_up(self, shards: set[int]) -> set[int]:
         """Ends all streams of these shards: what is in the storage stays, and says that the rest is missing."""

@@ -36,6 +36,7 @@ from app.wire.stream_text import said
 from app.wire.streams import payloads_of
 
 _FULL_SECONDS = 1.0
+_MOST_SNAPSHOTS = 2  # at once: each holds a whole stream
 _CANCELLED = "the stream was cancelled"
 _ID = re.compile(r"stream_[0-9a-f]{24}")
 _LONGEST_SHOWN, _LONGEST_MODEL = 100, 256
@@ -50,6 +51,7 @@ class Streams:
         self._journal = Journal(database, owner.id, settings.ttl, self._ended, self._lost)
         self._stubborn = Stubborn(database, "streams")
         self._pacer = Pacer()
+        self._snapshots = asyncio.Semaphore(_MOST_SNAPSHOTS)
         self._runs: dict[int, Run] = {}
         self._starting = 0
         self._idle = asyncio.Event()
@@ -178,8 +180,9 @@ class Streams:
         """Returns: The object, with the text and the usage so far."""
         told = await self._told(stream)
         reader = self.reader(stream, 0)
-        pieces = [events async for events in reader.pieces(follow=False)]
-        found = await asyncio.to_thread(lambda: said(payloads_of(b"".join(pieces))))
+        async with self._snapshots:
+            pieces = [events async for events in reader.pieces(follow=False)]
+            found = await asyncio.to_thread(lambda: said(payloads_of(b"".join(pieces))))
         return {**told, "events": reader.seen, "text": found.text, "usage": found.usage}
 
     async def _told(self, stream: Stream) -> dict[str, Any]:
