@@ -54,7 +54,7 @@ class Page(NamedTuple):
     Attributes:
         row: The stream's, as it was just before; None: it is gone.
         parts: The number of the last event in each, and its events.
-        position: The last one that was looked at.
+        position: The last one that was looked at to its end.
         more: Whether there is more behind it already.
     """
 
@@ -101,7 +101,7 @@ def read(connection: Connection, number: int, position: int, seen: int, most: in
     Args:
         position: The first to look at.
         seen: Events up to this number are passed over.
-        most: Bytes of the stream's events, about: what stands at one position always comes whole.
+        most: Bytes of the stream's events, about: one part always comes whole.
     """
     row = connection.execute(select(streams).where(streams.c.number == number)).first()
     if row is None:
@@ -114,12 +114,13 @@ def read(connection: Connection, number: int, position: int, seen: int, most: in
     found: list[tuple[int, bytes]] = []
     last = start - 1
     for record in connection.execute(wanted.order_by(stream_log.c.position)):
+        for of, end, events in _PARTS.decode(record.data):
+            if of == number and end > seen:
+                if most <= 0:
+                    return Page(row, found, last, more=True)
+                found.append((end, events))
+                most -= len(events)
         last = record.position
-        own = [(end, events) for of, end, events in _PARTS.decode(record.data) if of == number and end > seen]
-        found += own
-        most -= sum(len(events) for _, events in own)
-        if most <= 0:
-            break
     return Page(row, found, last, more=more or last < stop)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from app.store.stream_log import Part
 from app.wire.streams import beyond, number_of, numbered
 
+_PART_BYTES = 64 * 1024  # a reader of the log has one in hand at least
 _MARK_BYTES = 64 * 1024  # of events between two places in the log that are remembered
 
 
@@ -47,7 +48,7 @@ class Channel:
         self._kept_bytes = 0
         self._logged = 0
         self.unlogged = 0
-        self._fresh: list[bytes] = []
+        self._fresh: deque[tuple[int, bytes]] = deque()  # likewise, what the log has not been given
         self._readers: set[asyncio.Future[None]] = set()
         self._room: asyncio.Future[None] | None = None
         self._marks = [(0, start)]  # behind this event the log goes on at this position
@@ -58,7 +59,7 @@ class Channel:
         text, self.last = numbered(events, self.last, names=self._names)
         if text:
             self._kept.append((self.last, text))
-            self._fresh.append(text)
+            self._fresh.append((self.last, text))
             self._kept_bytes += len(text)
             self.unlogged += len(text)
             self.bytes += len(text)
@@ -110,12 +111,16 @@ class Channel:
             self._readers.discard(reader)
 
     def take(self) -> Part | None:
-        """Returns: What the log has not been given yet; None: nothing."""
+        """Returns: What the log has not been given yet, or the first piece of it; None: nothing."""
         if not self._fresh:
             return None
-        events = b"".join(self._fresh)
-        self._fresh.clear()
-        return self.number, self.last, events
+        pieces: list[bytes] = []
+        last, size = 0, 0
+        while self._fresh and size < _PART_BYTES:
+            last, events = self._fresh.popleft()
+            pieces.append(events)
+            size += len(events)
+        return self.number, last, pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def logged(self, part: Part, position: int, keep: int) -> None:
         """The log has it.
@@ -131,7 +136,7 @@ class Channel:
             self._room = None
         written = self.bytes - self.unlogged
         if written >= self._marked + _MARK_BYTES:
-            self._marks.append((self._logged, position + 1))
+            self._marks.append((self._logged, position))  # there may be more of it at the same one
             self._marked = written
         while self._kept and self._kept_bytes > keep and self._kept[0][0] <= self._logged:
             self._kept_bytes -= len(self._kept.popleft()[1])

@@ -143,16 +143,15 @@ class Journal:
             if (shard := self._shards.get(channel.shard)) is None:  # lost while it was being made
                 self._on_lost(channel.shard)
                 continue
-            if (part := channel.take()) is None:
-                continue
-            if sizes.get(channel.shard, _RECORD_BYTES) >= _RECORD_BYTES:
-                shard.position += 1
-                filling[channel.shard], sizes[channel.shard] = Record(channel.shard, shard.position, []), 0
-                found.records.append(filling[channel.shard])
-            filling[channel.shard].parts.append(part)
-            sizes[channel.shard] += len(part[2])
-            shard.bytes += len(part[2])
-            found.parts.append((channel, part, shard.position))
+            while (part := channel.take()) is not None:
+                if sizes.get(channel.shard, _RECORD_BYTES) >= _RECORD_BYTES:
+                    shard.position += 1
+                    filling[channel.shard], sizes[channel.shard] = Record(channel.shard, shard.position, []), 0
+                    found.records.append(filling[channel.shard])
+                filling[channel.shard].parts.append(part)
+                sizes[channel.shard] += len(part[2])
+                shard.bytes += len(part[2])
+                found.parts.append((channel, part, shard.position))
         ends, self._ends = self._ends, []
         found.ends = [self._end(*one) for one in ends]
         return found

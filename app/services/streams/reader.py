@@ -1,6 +1,7 @@
 """Who reads a stream: from the memory of the process that runs it, else from the log, on from where he was cut."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
 from app.services.streams.channel import Channel
@@ -59,6 +60,7 @@ class Reader:
 
     Attributes:
         seen: Likewise, brought up to date.
+        turn: Had while it has events in hand: readers of one connection share it.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Reader:
         self._row = row
         self._news: asyncio.Future[None] | None = None
         self._is_over = False
+        self.turn: contextlib.AbstractAsyncContextManager[object] = contextlib.nullcontext()
         self._alarm = None if hold is None else asyncio.get_running_loop().call_later(hold, self._ring)
 
     def _ring(self) -> None:
@@ -100,18 +103,22 @@ class Reader:
     async def _live(self, channel: Channel, *, follow: bool) -> AsyncGenerator[bytes, None]:
         position = None
         while True:
-            found = channel.after(self.seen, _PIECE)
-            if found is None:
-                page = await self._page(position or channel.position_of(self.seen))
-                position = page.position + 1
-                if not page.parts and not page.more:
-                    return  # the log never got it, or has it no more: who asks again is told so
-                for events in self._joined(page.parts):
-                    yield events
-            elif found[1]:
-                position = None
-                self.seen = found[0]
-                yield found[1]
+            if channel.last > self.seen:
+                async with self.turn:
+                    found = channel.after(self.seen, _PIECE)
+                    if found is None:
+                        page = await self._page(position or channel.position_of(self.seen))
+                        position = page.position + 1
+                        if not page.parts and not page.more:
+                            return  # the log never got it, or has it no more: who asks again is told so
+                        for events in self._joined(page.parts):
+                            yield events
+                        del page
+                    else:
+                        position = None
+                        self.seen = found[0]
+                        yield found[1]
+                        del found
             elif channel.end is not None:
                 if self.seen == channel.last:
                     yield ending(channel.last + 1, channel.end.error)
@@ -127,10 +134,12 @@ class Reader:
     async def _stored(self, *, follow: bool) -> AsyncGenerator[bytes, None]:
         position = int(self._row.start)
         while True:
-            page = await self._page(position)
-            position = page.position + 1
-            for events in self._joined(page.parts):
-                yield events
+            async with self.turn:
+                page = await self._page(position)
+                position = page.position + 1
+                for events in self._joined(page.parts):
+                    yield events
+                page = page._replace(parts=[])
             if page.row is None:
                 return  # swept away meanwhile: who asks again is told so
             if page.more and not self._is_over:
@@ -170,11 +179,14 @@ class Reader:
 class Merged:
     """Several streams over one connection, as the source of a live reply.
 
-    Args: readers: With their streams' ids. One task for each holds one piece of its events at most.
+    Args: readers: With their streams' ids. A task for each waits for its events; one at a time has some in hand.
     """
 
     def __init__(self, readers: list[tuple[str, Reader]]) -> None:
         self._readers = readers
+        turn = asyncio.Lock()
+        for _, reader in readers:
+            reader.turn = turn
         self._ready: asyncio.Queue[tuple[int, bytes | BaseException | None]] = asyncio.Queue(1)
         self._pumps: list[asyncio.Task[None]] = []
 

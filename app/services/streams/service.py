@@ -112,7 +112,8 @@ class Streams:
         """Returns: The shard that will hold its events, the first position there, and what the storage made of it."""
         while True:
             shard, start = await self._journal.place()
-            made = asyncio.create_task(self._database.run(streams.create, new, shard, start, self._settings.ttl))
+            creating = self._database.run(streams.create, new, shard, start, self._settings.ttl)
+            made = asyncio.create_task(creating, name="stream create")
             try:
                 return shard, start, await asyncio.shield(made)
             except NotOursError:
@@ -166,9 +167,9 @@ class Streams:
     def has_more(self, stream: Stream, seen: int) -> bool:
         """Whether there is, or can be, anything behind the event `seen`."""
         run = self._runs.get(stream.number)
-        if run is not None:
-            return run.channel.end is None or seen <= run.channel.last
         end = end_of(stream)
+        if run is not None and run.channel.end is not None:
+            end = run.channel.last + 1
         return end is None or seen < end
 
     def reader(self, stream: Stream, seen: int, hold: float | None = None) -> Reader:
