@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.services.streams.channel import Channel
+from app.settings import StreamSettings
 from app.store import stream_log, streams
 from app.store.database import Database
 from app.store.stream_log import End, Part, Record
@@ -32,11 +33,6 @@ class _Shard:
     running: int = 0
     bytes: int = 0
 
-    @property
-    def is_full(self) -> bool:
-        """Whether it takes no more streams. One that runs for long keeps the log of all that came after it in there."""
-        return self.bytes >= _SHARD_BYTES
-
 
 @dataclass(slots=True)
 class _Commit:
@@ -48,7 +44,6 @@ class _Commit:
 class Journal:
     """Args:
     runner: Who holds its shards (owners.id).
-    ttl: Seconds that a stream is kept after its end.
     on_ended: Told of each stream whose end is written, or never will be.
     on_lost: Told of each shard that another process has closed: this one was silent for too long.
     """
@@ -57,14 +52,14 @@ class Journal:
         self,
         database: Database,
         runner: str,
-        ttl: float,
+        settings: StreamSettings,
         on_ended: Callable[[int], None],
         on_lost: Callable[[int], None],
     ) -> None:
         self._database = database
         self._stubborn = Stubborn(database, "streams")
         self._runner = runner
-        self._ttl = ttl
+        self._settings = settings
         self._on_ended = on_ended
         self._on_lost = on_lost
         self._shards: dict[int, _Shard] = {}
@@ -97,7 +92,7 @@ class Journal:
         Raises: StorageError: It cannot be had.
         """
         async with self._opening:
-            taking = [number for number, shard in self._shards.items() if not shard.is_full]
+            taking = [number for number, shard in self._shards.items() if not self._is_full(shard)]
             number = min(taking, key=lambda one: self._shards[one].running, default=None)
             if number is None or (self._shards[number].running and len(taking) < _MOST_SHARDS):
                 number = await self._database.run(streams.open_shard, self._runner)
@@ -106,6 +101,10 @@ class Journal:
         shard.running += 1
         self._running += 1
         return number, shard.position + 1
+
+    def _is_full(self, shard: _Shard) -> bool:
+        """Whether it takes no more streams. One that runs for long keeps the log of all that came after it in there."""
+        return shard.bytes >= min(_SHARD_BYTES, self._settings.max_bytes // (2 * _MOST_SHARDS))
 
     def leave(self, number: int) -> None:
         """Gives a place back."""
@@ -161,7 +160,9 @@ class Journal:
         status, error = channel.end
         shard = self._shards.get(channel.shard, _Shard())
         told = None if error is None else error.decode()
-        return End(channel.number, channel.shard, shard.position, channel.last, status, told, timing, self._ttl)
+        return End(
+            channel.number, channel.shard, shard.position, channel.last, status, told, timing, self._settings.ttl
+        )
 
     async def _commit(self, work: _Commit) -> None:
         if not (work.records or work.ends):
@@ -180,14 +181,14 @@ class Journal:
             self._on_ended(end.number)
         for shard in lost:
             self.forget(shard)
-        self._over = [number for number, shard in self._shards.items() if shard.is_full and not shard.running]
+        self._over = [number for number, shard in self._shards.items() if self._is_full(shard) and not shard.running]
         for number in self._over:
             del self._shards[number]
 
     async def _give_up(self, shards: set[int]) -> set[int]:
         """Ends all streams of these shards: what is in the storage stays, and says that the rest is missing."""
         try:
-            await self._stubborn.run(streams.give_up, shards, self._ttl)
+            await self._stubborn.run(streams.give_up, shards, self._settings.ttl)
         except Exception:
             log.exception("bug while streams are given up")
         return shards

@@ -48,7 +48,7 @@ class Streams:
     def __init__(self, database: Database, owner: Owner, settings: StreamSettings) -> None:
         self._database = database
         self._settings = settings
-        self._journal = Journal(database, owner.id, settings.ttl, self._ended, self._lost)
+        self._journal = Journal(database, owner.id, settings, self._ended, self._lost)
         self._stubborn = Stubborn(database, "streams")
         self._pacer = Pacer()
         self._snapshots = asyncio.Semaphore(_MOST_SNAPSHOTS)
