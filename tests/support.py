@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,16 @@ import httpx
 
 START_SECONDS = 30
 _OURS = ("SLUICEGATE_", "OPENAI_", "AZURE_OPENAI_")
+
+
+def _ports() -> Iterator[int]:
+    """Ports below those that the system gives away by itself, every n-th for one of n processes that work off the tests."""
+    of, number = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    mine = range(20_000 + int(number.removeprefix("gw")), 32_000, of)
+    return islice(cycle(mine), random.randrange(len(mine)), None)
+
+
+_PORTS = _ports()
 
 
 @dataclass
@@ -66,10 +78,12 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+    """Returns: A port that nobody listens at, and that no call of this function gives again."""
+    while True:
+        port = next(_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager

@@ -34,6 +34,11 @@ def connections(port: int) -> Iterator[Connection]:
             yield Connection(int(near[9:], 16), int(far[9:], 16), state, unsent, unread, inode)
 
 
+def unsent_to(port: int) -> dict[int, int]:
+    """Returns: Bytes that a server on this port has not got rid of yet, by the port of each connection's other end."""
+    return {one.far: one.unsent for one in connections(port) if one.near == port and one.state == ESTABLISHED}
+
+
 def handle_of(pid: int, inode: str) -> Path | None:
     """Returns: What stands for a connection among the open files of its process; None: it is closed."""
     for path in Path(f"/proc/{pid}/fd").iterdir():

@@ -5,7 +5,9 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Literal
 
 from tests.bench.real.figures import count
@@ -13,17 +15,17 @@ from tests.bench.real.load import percentile
 from tests.bench.streaming.gateway import gateway, waited_seconds
 from tests.bench.streaming.healthy import healthy
 from tests.bench.streaming.scene import StreamScene, ranks
-from tests.bench.streaming.sockets import ESTABLISHED, connections
+from tests.bench.streaming.sockets import unsent_to
 from tests.bench.streaming.upstream import Plan, Upstream, upstream
 from tests.bench.streaming.wire import Client, Sink, asked, request
 from tests.bench.torture.replicas import Replica
 from tests.bench.torture.speed import Memory
 
-_GAP = 0.05
+_GAP = 0.02  # and 200 others: 10,000 tokens a second, a usual load of one core, where a lone token takes no time at all
 _LOOK = 0.05
 _MOST_MIB = 50.0
 _OTHERS_MAY = 1.1
-_SLOW = Plan(every=20)  # a token a second
+_SLOW = Plan(every=50)  # a token a second
 _FAT = 8 * 1024  # bytes of a token
 _BUFFER = {False: 4096, True: 32 * 1024}  # a reader's, by whether he reads well before he stops
 _WARM = 50  # fat ones at once, to one that reads: a fast connection gets large buffers in the kernel
@@ -79,6 +81,16 @@ class _Stage:
     replica: Replica
     client: Client
     seen: _Seen
+    eyes: Executor
+
+    async def look(self) -> dict[int, int]:
+        """As `unsent_to`, a moment later, and in a process of its own: here it would be in the way of the others."""
+        await asyncio.sleep(_LOOK)
+        return await asyncio.get_running_loop().run_in_executor(self.eyes, unsent_to, self.client.port)
+
+    async def _look_on(self) -> None:
+        while True:
+            await self.look()
 
     @contextlib.asynccontextmanager
     async def window(self, when: _When) -> AsyncIterator[None]:
@@ -89,20 +101,25 @@ class _Stage:
         self.seen.windows.append((when, began, ended, share))
 
     async def pass_time(self, when: _When) -> None:
+        looking = asyncio.create_task(self._look_on(), name="looking")  # as while they are stuck, which costs the same
         async with self.window(when):
             await asyncio.sleep(self.scene.seconds(10, 1))
+        looking.cancel()
+        await asyncio.wait({looking})
 
 
 async def stuck(scene: StreamScene) -> None:
-    readers, others = int(scene.seconds(200, 12)), int(scene.seconds(100, 20))
+    readers, others = int(scene.seconds(200, 12)), int(scene.seconds(200, 20))
     patience = scene.seconds(5, 1)
     seen = _Seen()
-    async with (
-        upstream(_GAP) as source,
-        gateway(source.base_url, scene.core, send_timeout=patience) as (replica, client),
-        healthy(client, source, others) as beside,
-    ):
-        stage = _Stage(scene, source, replica, client, seen)
+    async with contextlib.AsyncExitStack() as stack:
+        eyes = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+        source = await stack.enter_async_context(upstream(_GAP))
+        server = gateway(source.base_url, scene.core, send_timeout=patience)
+        replica, client = await stack.enter_async_context(server)
+        beside = await stack.enter_async_context(healthy(client, source, others))
+        stage = _Stage(scene, source, replica, client, seen, eyes)
+        await stage.look()
         await asyncio.sleep(scene.seconds(3, 0.5))
         for turn in range(int(scene.seconds(3, 1))):
             await stage.pass_time("alone")
@@ -170,7 +187,7 @@ async def _who_stop(stage: _Stage, name: str, count: int, patience: float) -> No
     seen.tasks.append((await stage.client.status())["tasks"])
     readers = await _opened(stage, name, count, stops=True)
     async with Memory(stage.replica.pid) as memory:
-        watch = asyncio.create_task(_watch(stage.client.port, readers), name="watch")
+        watch = asyncio.create_task(_watch(stage, readers), name="watch")
         await _fill(stage, readers, "filling the stuck")
         async with stage.window("stuck"):
             await asyncio.wait({watch}, timeout=patience + 10)
@@ -231,17 +248,16 @@ async def _reading(stage: _Stage, name: str, *, plain: bool, warm: bool) -> _Rea
     return reader
 
 
-async def _watch(port: int, readers: list[_Reader]) -> None:
+async def _watch(stage: _Stage, readers: list[_Reader]) -> None:
     """Returns when all have been dropped."""
     left = {reader.sink.port: reader for reader in readers}
     while left:
-        await asyncio.sleep(_LOOK)
         now = time.monotonic()
-        there = {one.far: one for one in connections(port) if one.near == port and one.state == ESTABLISHED}
+        there = await stage.look()
         for number, reader in list(left.items()):
-            end = there.get(number)
-            if end is None:
+            unsent = there.get(number)
+            if unsent is None:
                 reader.dropped = now
                 del left[number]
-            elif end.unsent != reader.unsent:
-                reader.unsent, reader.moved = end.unsent, now
+            elif unsent != reader.unsent:
+                reader.unsent, reader.moved = unsent, now
