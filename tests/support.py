@@ -200,16 +200,21 @@ async def _read_request(reader: asyncio.StreamReader) -> Request:
     return Request(line, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
 
 
+_CLOSES = {"connection": "close"}  # `scripted` does, and nobody is to send it another request meanwhile
+
+
 def reply(
     body: bytes, *, status: int = 200, content_type: str = "application/json", headers: Mapping[str, str] | None = None
 ) -> bytes:
     """A whole HTTP reply."""
-    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+    more = "".join(f"{name}: {value}\r\n" for name, value in {**_CLOSES, **(headers or {})}.items())
     head = f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
     return head.encode() + body
 
 
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+)
 LAST_CHUNK = b"0\r\n\r\n"
 
 

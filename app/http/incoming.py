@@ -147,16 +147,22 @@ def timeout_of(request: Request) -> float | None:
 
     Raises: InvalidRequestError: Not a positive number.
     """
-    text = request.headers.get("x-sluicegate-timeout")
+    return seconds_in(request.headers.get("x-sluicegate-timeout"), LONGEST_TIMEOUT, "x-sluicegate-timeout")
+
+
+def seconds_in(text: str | None, most: float, where: str) -> float | None:
+    """Args: where: The parameter's name, for errors.
+
+    Raises: InvalidRequestError: Not a positive number, or above `most`.
+    """
     if text is None:
         return None
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= LONGEST_TIMEOUT:
-        message = f"must be a number of seconds above 0 and at most {LONGEST_TIMEOUT:g}"
-        raise InvalidRequestError(message, param="x-sluicegate-timeout")
+    if not 0 < seconds <= most:
+        raise InvalidRequestError(f"must be a number of seconds above 0 and at most {most:g}", param=where)
     return seconds
 
 

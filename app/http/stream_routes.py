@@ -11,7 +11,7 @@ from app.errors import GatewayError, InvalidRequestError
 from app.http.calls import call_of
 from app.http.context import BrowserCallerDep, caller, gateway, record
 from app.http.fanout_routes import starter
-from app.http.incoming import read_body
+from app.http.incoming import read_body, seconds_in
 from app.http.live import LiveResponse
 from app.http.openapi import STREAM_EXAMPLE, json_body
 from app.services.items import listed
@@ -142,16 +142,7 @@ def _after(request: Request, count: int) -> list[int]:
 
 
 def _hold(request: Request) -> float | None:
-    text = request.query_params.get("hold")
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= _LONGEST_HOLD:
-        raise InvalidRequestError(f"must be seconds, above 0 and at most {_LONGEST_HOLD:g}", param="hold")
-    return seconds
+    return seconds_in(request.query_params.get("hold"), _LONGEST_HOLD, "hold")
 
 
 def _nothing_more() -> Response:

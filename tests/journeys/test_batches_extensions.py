@@ -213,6 +213,7 @@ async def test_progress_is_told_while_it_runs(client: AsyncOpenAI) -> None:
     assert last == {"per_second": 0.0, "eta_seconds": None, "in_flight": 0, "in_doubt": 0, "paused": None}
 
 
+@pytest.mark.alone
 async def test_a_spent_quota_pauses_a_batch_and_fails_no_line(client: AsyncOpenAI, ill: Server) -> None:
     ill.fault(status=429, code="insufficient_quota")
     made = await begun(client, chats(300))

@@ -113,7 +113,7 @@ class Reader:
                             return  # the log never got it, or has it no more: who asks again is told so
                         for events in self._joined(page.parts):
                             yield events
-                        del page
+                        del page  # who waits for more must not hold what has been sent
                     else:
                         position = None
                         self.seen = found[0]
