@@ -11,12 +11,11 @@ from app.errors import InvalidRequestError
 from app.http.context import CallerDep, gateway, record
 from app.http.idempotency import once
 from app.http.incoming import read_body
-from app.http.live import LiveResponse
+from app.http.live import NDJSON, LiveResponse
 from app.http.openapi import BATCH_EXAMPLE, json_body
 from app.wire.batches import read_create, read_page
 
 _LONGEST_PAGE, _USUAL_PAGE = 100, 20
-NDJSON = "application/x-ndjson"
 
 
 def router() -> APIRouter:

@@ -20,7 +20,7 @@ from app.http.incoming import (
     unless_hung_up,
     until_gone,
 )
-from app.http.live import EVENT_STREAM, LiveResponse
+from app.http.live import EVENT_STREAM, NDJSON, LiveResponse
 from app.http.openapi import FANOUT_EXAMPLE, json_body
 from app.services.fanout import Fanout
 from app.services.items import listed, read_from
@@ -30,7 +30,6 @@ from app.upstream.types import Call
 from app.wire.fanout import Item, Options, read_document, read_options
 from app.wire.results import Result
 
-NDJSON = "application/x-ndjson"
 _LINES = (NDJSON, "application/jsonl")
 _STREAM = "text/event-stream"
 

@@ -26,7 +26,7 @@ from app.http.context import CallRecord, Gateway
 from app.wire.sse import PING, event
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
-_LINES = "application/x-ndjson"
+NDJSON = "application/x-ndjson"
 # a compressing proxy would hold pieces back until it has enough of them; buffering is switched off by sse-starlette
 _AS_IT_COMES = {"cache-control": "no-store, no-transform"}
 _AT_ONCE = struct.pack("ii", 1, 0)
@@ -67,7 +67,7 @@ class LiveResponse(EventSourceResponse):
         resumable: bool = False,
     ) -> None:
         settings = gateway.settings
-        trickles = media_type.startswith(("text/event-stream", _LINES))
+        trickles = media_type.startswith(("text/event-stream", NDJSON))
         super().__init__(
             source,
             status,
@@ -194,5 +194,6 @@ def _abort(receive: Receive) -> None:
     transport = getattr(getattr(receive, "__self__", None), "transport", None)
     if transport is not None:
         # else the kernel keeps what is unsent for as long as the reader stays connected
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        with contextlib.suppress(AttributeError, OSError):  # it may just have been closed
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         transport.abort()
