@@ -77,7 +77,7 @@ class Wire:
         coding = b"content-encoding: gzip\r\n" if self.packer else b""
         framing = b"transfer-encoding: chunked\r\n" if self.framed else b""
         kind = b"content-type: text/event-stream\r\n"
-        await self.raw(b"HTTP/1.1 200 OK\r\n" + kind + framing + coding + b"\r\n")
+        await self.raw(b"HTTP/1.1 200 OK\r\nconnection: close\r\n" + kind + framing + coding + b"\r\n")
 
     async def send(self, data: bytes) -> None:
         """Sends a part of the body, so that it can be read at once."""
