@@ -52,9 +52,13 @@ async def status(request: Request, _: CallerDep) -> JSONResponse:
         for name, upstream in running.stack.upstreams.items()
     }
     process = {"uptime_seconds": running.uptime.seconds(), "tasks": len(asyncio.all_tasks())}
-    parts = {"upstreams": upstreams, "cache": running.cache.snapshot(), "batches": await _batches(running)}
-    streams = {"streams": running.streams.snapshot_all()}
-    return JSONResponse({**process, **_notice(running), **parts, **streams})
+    parts = {
+        "upstreams": upstreams,
+        "cache": running.cache.snapshot(),
+        "batches": await _batches(running),
+        "streams": running.streams.snapshot_all(),
+    }
+    return JSONResponse({**process, **_notice(running), **parts})
 
 
 async def _batches(running: Gateway) -> dict[str, object]:

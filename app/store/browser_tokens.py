@@ -4,9 +4,9 @@ A token is a signed text; only one with a number of requests has a row, so that 
 """
 
 from sqlalchemy import Connection, delete, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from app.store.clock import now
+from app.store.engines import insert_into
 from app.store.tables import browser_tokens, secrets
 
 _AT_ONCE = 100
@@ -15,8 +15,7 @@ _SKEW_SECONDS = 300.0  # a token expires on a gateway's clock, its row is delete
 
 def secret(connection: Connection, name: str, drawn: bytes) -> bytes:
     """What all replicas know alike. Args: drawn: At random; it becomes the secret if there is none yet."""
-    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    connection.execute(make(secrets).values(name=name, value=drawn).on_conflict_do_nothing())
+    connection.execute(insert_into(connection, secrets).values(name=name, value=drawn).on_conflict_do_nothing())
     found: bytes = connection.execute(select(secrets.c.value).where(secrets.c.name == name)).scalar_one()
     return found
 

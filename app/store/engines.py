@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql as postgresql_dialect
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.exc import (
     DataError,
     DBAPIError,
@@ -54,6 +56,13 @@ def code(error: DBAPIError) -> str | int | None:
 def is_bug(error: DBAPIError) -> bool:
     """Whether the fault is in what was asked: SQLite calls "no such table" an operational error."""
     return isinstance(error, _BUGS) or code(error) == _SQLITE_ERROR
+
+
+def insert_into(connection: Connection, table: Table) -> postgresql_dialect.Insert | sqlite_dialect.Insert:
+    """Returns: An INSERT that can say what is to be done on a conflict: both databases know that, each by its own."""
+    if connection.dialect.name == "postgresql":
+        return postgresql_dialect.insert(table)
+    return sqlite_dialect.insert(table)
 
 
 def sqlite(path: Path) -> Engine:

@@ -7,9 +7,9 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, delete, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from app.store.clock import now
+from app.store.engines import insert_into
 from app.store.owners import is_free
 from app.store.tables import replies
 
@@ -44,8 +44,7 @@ def claim(connection: Connection, key: bytes, request: bytes, owner: str) -> Kno
         and_(replies.c.owner.is_not(None), or_(replies.c.owner == owner, is_free(replies.c.owner))),
         and_(replies.c.owner.is_(None), replies.c.expires_at <= now()),
     )
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    taking = insert(replies).values(key=key, **fresh)
+    taking = insert_into(connection, replies).values(key=key, **fresh)
     taking = taking.on_conflict_do_update(index_elements=["key"], set_=fresh, where=over)
     if connection.execute(taking.returning(replies.c.key)).first() is not None:
         return None

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, bindparam, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from app.store.clock import now
+from app.store.engines import insert_into
 from app.store.streams import RUNS, Stream, still_open
 from app.store.tables import shards, stream_log, streams
 
@@ -74,8 +74,7 @@ def append(connection: Connection, records: list[Record], ends: list[End], over:
     held = still_open(connection, wanted)
     rows = [_row(record) for record in records if record.shard in held]
     if rows:
-        adding = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        connection.execute(adding(stream_log).on_conflict_do_nothing(), rows)
+        connection.execute(insert_into(connection, stream_log).on_conflict_do_nothing(), rows)
     ended = [_values(end) for end in ends if end.shard in held]
     if ended:
         connection.execute(_UPDATED, ended)

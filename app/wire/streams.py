@@ -112,11 +112,6 @@ def beyond(events: bytes, seen: int) -> bytes:
     return events[start:]
 
 
-def payloads_of(events: bytes) -> list[bytes]:
-    """Returns: The data of each numbered event."""
-    return [data for event in events[:-2].split(b"\n\n") if (data := data_of(event.split(b"\n"))) is not None]
-
-
 def tagged(events: bytes, stream: str, positions: list[int], place: int) -> bytes:
     """Events of one of many streams that share a connection.
 

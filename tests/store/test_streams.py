@@ -15,7 +15,8 @@ from app.store.stream_log import End, Page, Record
 from app.store.tables import shards as shard_table
 from app.store.tables import stream_log as log_table
 from app.store.tables import streams as table
-from app.wire.streams import ending, numbered, payloads_of
+from app.wire.sse import payloads
+from app.wire.streams import ending, numbered
 
 TTL = 60.0
 DEAD = -1.0  # seconds of a lease
@@ -124,10 +125,10 @@ async def test_each_stream_of_a_shard_reads_its_own_events_and_no_neighbours_whe
         for seen, position in [(0, 1), (0, 0), *draw.sample(places[name], 12), (last[name], 160), (last[name], 161)]:
             for most in (1, 3000, 1 << 20):
                 read = await pages(database, numbers[name], position, seen, most)
-                got = [json.loads(data)["n"] for data in payloads_of(joined(read))]
+                got = [json.loads(data)["n"] for data in payloads(joined(read))]
                 assert got[-(last[name] - seen) :] == list(range(seen + 1, last[name] + 1))
                 assert all(reached > seen for page in read for reached, _ in page.parts)
-                assert {json.loads(data)["of"] for data in payloads_of(joined(read))} <= {name}
+                assert {json.loads(data)["of"] for data in payloads(joined(read))} <= {name}
                 assert len(read) > 1 or most > 1 or position > 90
     assert joined(await pages(database, late)) == events(1, 11, "late")
     assert joined(await pages(database, stranger)) == events(1, 2, "stranger")

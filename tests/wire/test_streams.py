@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import InvalidRequestError
-from app.wire.sse import event
+from app.wire.sse import event, payloads
 from app.wire.streams import (
     BEYOND,
     RETRY,
@@ -18,7 +18,6 @@ from app.wire.streams import (
     ending,
     number_of,
     numbered,
-    payloads_of,
     read_create,
     read_positions,
     tagged,
@@ -82,7 +81,7 @@ def test_events_are_numbered_without_a_gap_and_carry_what_they_carried_however_t
     assert last == len(carried)
     assert ends == sorted(ends)
     assert b"\n:" not in out
-    assert payloads_of(out) == [data.encode() for _, data in carried]
+    assert payloads(out) == [data.encode() for _, data in carried]
 
 
 def test_what_is_left_out_has_no_number() -> None:

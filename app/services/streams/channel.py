@@ -100,7 +100,7 @@ class Channel:
             reached, events = found.pop()
             pieces.append(events)
             size += len(events)
-        return reached, pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return reached, b"".join(pieces)
 
     async def more(self, reader: "asyncio.Future[None]") -> None:
         """Waits until there is more than there was, or the end; or until somebody else resolves `reader`."""
@@ -120,7 +120,7 @@ class Channel:
             last, events = self._fresh.popleft()
             pieces.append(events)
             size += len(events)
-        return self.number, last, pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return self.number, last, b"".join(pieces)
 
     def logged(self, part: Part, position: int, keep: int) -> None:
         """The log has it.

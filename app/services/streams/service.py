@@ -32,8 +32,8 @@ from app.store.streams import Stream
 from app.store.stubborn import Stubborn
 from app.upstream.types import Trace
 from app.wire.results import new_id
+from app.wire.sse import payloads
 from app.wire.stream_text import said
-from app.wire.streams import payloads_of
 
 _FULL_SECONDS = 1.0
 _MOST_SNAPSHOTS = 2  # at once: each holds a whole stream
@@ -183,7 +183,7 @@ class Streams:
         reader = self.reader(stream, 0)
         async with self._snapshots:
             pieces = [events async for events in reader.pieces(follow=False)]
-            found = await asyncio.to_thread(lambda: said(payloads_of(b"".join(pieces))))
+            found = await asyncio.to_thread(lambda: said(payloads(b"".join(pieces))))
         return {**told, "events": reader.seen, "text": found.text, "usage": found.usage}
 
     async def _told(self, stream: Stream) -> dict[str, Any]:
